@@ -1,0 +1,331 @@
+"""Faces: the .bin databases, the pixel scale, pictures to 48x48 grey and back.
+
+A database is two files that lie side by side: `data_<name>.bin`, N x 2304 uint8, a row a face of 48x48 pixels; and
+`gender_<name>.bin`, N x 2 float32 little-endian, one-hot, column 0 = man, column 1 = woman. A file `meta_<name>.csv`
+may lie beside them: age in years and ethnicity (0 White, 1 Black, 2 Asian, 3 Indian, 4 other), a line a face.
+"""
+import csv
+import inspect
+import os
+import warnings
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+SIDE = 48
+DIM = SIDE * SIDE
+LABELS = ("man", "woman")
+ETHNICITIES = ("White", "Black", "Asian", "Indian", "other")
+AGE_BANDS = ((0, 5), (6, 15), (16, 30), (31, 50), (51, 150))
+SMALLEST_PICTURE = 16  # pixels a side; fewer hold no face
+DATABASES = Path(__file__).resolve().parent / "DataBases"
+
+
+class UserError(Exception):
+    """A mistake of the user: the file or value, what was expected, what was found, what to do. No traceback."""
+
+
+class DataError(UserError):
+    """A file that is not what it should be."""
+
+
+# The pixel scale: grey level g in 0..255 <-> x = (g - 128) / 256 in [-0.5, 0.49609375].
+
+GREY_LEVELS = 256.0  # grey levels in one unit of x
+BLACK, WHITE = -0.5, 0.49609375
+
+
+def to_float(grey):
+    """Grey levels 0..255, any shape, to float32 in [-0.5, 0.49609375], the course's scale."""
+    return (np.asarray(grey).astype(np.float32) - 128.0) / GREY_LEVELS
+
+
+def to_grey(x):
+    """The course's scale, any shape, to uint8: rounded to the nearest grey level, clipped to 0..255."""
+    return np.clip(np.rint(np.asarray(x, np.float32) * GREY_LEVELS + 128.0), 0, 255).astype(np.uint8)
+
+
+class FaceArray(np.lib.mixins.NDArrayOperatorsMixin):
+    """[N, 2304] faces that stay uint8, on disk or in memory, and read as float32 in the course's scale.
+
+    Indexing converts what is indexed and nothing else; any other use as an array converts all faces.
+
+    parts  list of uint8 arrays [n_i, 2304]; their rows, in order, are numbered 0 .. sum(n_i) - 1
+    rows   which of them this array holds, in order; all of them by default
+    """
+    dtype = np.dtype(np.float32)
+    ndim = 2
+
+    def __init__(self, parts, rows=None):
+        self.parts = parts
+        self.starts = np.cumsum([0, *map(len, parts)])
+        self.rows = np.arange(self.starts[-1]) if rows is None else np.asarray(rows)
+
+    def __len__(self):
+        return len(self.rows)
+
+    @property
+    def shape(self):
+        return len(self.rows), DIM
+
+    def grey(self, index=slice(None)):
+        """The uint8 faces at `index` (a slice, or an array of row numbers or booleans): [n, 2304]."""
+        rows = self.rows[index]
+        if len(self.parts) == 1:
+            return np.array(self.parts[0][rows])
+        grey = np.empty((len(rows), DIM), np.uint8)
+        part_of = np.searchsorted(self.starts, rows, side="right") - 1
+        for number, (part, start) in enumerate(zip(self.parts, self.starts)):
+            mine = part_of == number
+            grey[mine] = part[rows[mine] - start]
+        return grey
+
+    def __getitem__(self, key):
+        rows, *columns = key if isinstance(key, tuple) else (key,)
+        if rows is Ellipsis:
+            return np.asarray(self)[key]
+        if isinstance(rows, (int, np.integer)):
+            return to_float(self.grey([rows])[0])[tuple(columns)]
+        return to_float(self.grey(rows))[(slice(None), *columns)]
+
+    def __array__(self, dtype=None, copy=None):
+        return to_float(self.grey()).astype(dtype or np.float32, copy=False)
+
+    def __array_ufunc__(self, ufunc, method, *inputs, **kwargs):
+        inputs = [np.asarray(i) if isinstance(i, FaceArray) else i for i in inputs]
+        return getattr(ufunc, method)(*inputs, **kwargs)
+
+    def __getattr__(self, name):
+        if name.startswith("_") or not hasattr(np.ndarray, name):
+            raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
+        return getattr(np.asarray(self), name)
+
+
+class DataSet:
+    """A database of faces with its labels, as the course's scripts use it.
+
+    filename_data    path of data_<name>.bin
+    filename_gender  path of gender_<name>.bin
+    nbdata           how many faces to use, from the first; all of them by default
+    batchSize        faces a batch
+
+    Attributes nbdata, dim (2304), data (FaceArray, reads as [nbdata, 2304] float32), label ([nbdata, 2] float32
+    one-hot), batchSize, curPos (where in the epoch the next batch begins), seed (0; the order of the faces depends on
+    seed and epoch alone). The faces stay on disk until they are asked for.
+
+    Raises DataError for a file that is missing, truncated, not one-hot or of another count than the other.
+    """
+
+    def __init__(self, filename_data, filename_gender, nbdata=None, batchSize=128):
+        faces, label = read_faces(filename_data), read_labels(filename_gender)
+        if len(faces) != len(label):
+            raise DataError(f"{filename_gender}: {len(label)} labels, but {filename_data} holds {len(faces)} faces; "
+                            "expected one label a face")
+        if nbdata is not None and not 1 <= nbdata <= len(faces):
+            raise DataError(f"{filename_data}: {nbdata} faces asked for, it holds {len(faces)}")
+        if batchSize < 1:
+            raise DataError(f"batchSize {batchSize}: expected 1 or more")
+        self._hold(FaceArray([faces[:nbdata]]), label[:nbdata], batchSize)
+
+    def _hold(self, data, label, batch_size):
+        self.data, self.label, self.batchSize = data, label, batch_size
+        self.nbdata, self.dim = data.shape
+        self.seed, self.epoch, self.curPos = 0, 0, 0
+        self._order = None
+
+    @classmethod
+    def join(cls, datasets):
+        """All faces of several DataSets as one, none of them loaded."""
+        parts = [part for dataset in datasets for part in dataset.data.parts]
+        offsets = np.cumsum([0, *(dataset.data.starts[-1] for dataset in datasets)])
+        rows = np.concatenate([offset + dataset.data.rows for offset, dataset in zip(offsets, datasets)])
+        joined = cls.__new__(cls)
+        joined._hold(FaceArray(parts, rows), np.concatenate([d.label for d in datasets]), datasets[0].batchSize)
+        return joined
+
+    def subset(self, rows):
+        """The faces at `rows` (an array of row numbers), in that order, as a DataSet."""
+        subset = type(self).__new__(type(self))
+        subset._hold(FaceArray(self.data.parts, self.data.rows[rows]), self.label[rows], self.batchSize)
+        return subset
+
+    def order(self, epoch):
+        """The order of the faces in an epoch: a permutation of 0 .. nbdata - 1 that (seed, epoch) determine."""
+        return np.random.default_rng([self.seed, epoch]).permutation(self.nbdata)
+
+    def NextTrainingBatch(self):
+        """The next batch: [n, 2304] float32 faces and [n, 2] float32 labels.
+
+        An epoch shows every face exactly once; its last batch holds what remains, n <= batchSize.
+        """
+        if self.curPos >= self.nbdata:
+            self.curPos, self.epoch, self._order = 0, self.epoch + 1, None
+        if self._order is None:
+            self._order = self.order(self.epoch)
+        rows = self._order[self.curPos:self.curPos + self.batchSize]
+        self.curPos += len(rows)
+        return self.data[rows], self.label[rows]
+
+    def mean_accuracy(self, model):
+        """The share of all faces that `model` labels as annotated, in [0, 1].
+
+        model  called as model(x), model(x, False) or model(x, False, False), as its signature asks
+        """
+        flags = [False] * (len(_required_parameters(model)) - 1)
+        correct = 0
+        for start in range(0, self.nbdata, self.batchSize):
+            batch = slice(start, start + self.batchSize)
+            logits = np.asarray(model(self.data[batch], *flags), np.float32)
+            correct += np.sum(logits.argmax(1) == self.label[batch].argmax(1))
+        return float(correct / self.nbdata)
+
+
+def _required_parameters(model):
+    parameters = inspect.signature(model).parameters.values()
+    return [p for p in parameters
+            if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+
+
+def file_size(path):
+    """The size of a file in bytes. Raises DataError where there is none to read."""
+    if not os.path.exists(path):
+        raise DataError(f"{path}: no such file")
+    if not os.path.isfile(path):
+        raise DataError(f"{path}: not a file")
+    if not os.access(path, os.R_OK):
+        raise DataError(f"{path}: may not be read; check its permissions")
+    return os.path.getsize(path)
+
+
+def read_faces(path):
+    """The faces of a data_*.bin, [N, 2304] uint8, mapped into memory, not read."""
+    size = file_size(path)
+    if size == 0:
+        raise DataError(f"{path}: empty; expected 48x48 faces of {DIM} bytes each")
+    if size % DIM:
+        raise DataError(f"{path}: {size} bytes is not a whole number of 48x48 faces ({DIM} bytes each); "
+                        "the file is truncated or no face database")
+    return np.memmap(path, np.uint8, "r").reshape(-1, DIM)
+
+
+def read_labels(path):
+    """The labels of a gender_*.bin, [N, 2] float32, every row (1, 0) for a man or (0, 1) for a woman."""
+    size = file_size(path)
+    if size == 0:
+        raise DataError(f"{path}: empty; expected two float32 a face")
+    if size % 8:
+        raise DataError(f"{path}: {size} bytes is not a whole number of labels (two float32, 8 bytes each)")
+    label = np.fromfile(path, "<f4").reshape(-1, 2).astype(np.float32, copy=False)
+    wrong = ~(((label == 0) | (label == 1)).all(1) & (label.sum(1) == 1))
+    if wrong.any():
+        row = int(wrong.argmax())
+        raise DataError(f"{path}: label {row} is ({label[row, 0]:g}, {label[row, 1]:g}); "
+                        "expected one-hot float32: (1, 0) for man, (0, 1) for woman")
+    return label
+
+
+def database_files(name, folder=DATABASES):
+    """The data_, gender_ and meta_ files of a database.
+
+    name  a path of a data_<name>.bin, or a name: `10k` means data_10k.bin in `folder`
+    """
+    path = Path(name)
+    if path.suffix != ".bin" and path.name == str(name):
+        path = Path(folder) / f"data_{name}.bin"
+    if not (path.name.startswith("data_") and path.suffix == ".bin"):
+        raise DataError(f"{name}: expected a name such as 10k, or a file called data_<name>.bin")
+    stem = path.stem.removeprefix("data_")
+    return path, path.with_name(f"gender_{stem}.bin"), path.with_name(f"meta_{stem}.csv")
+
+
+def open_database(name, batchSize=128):
+    """The DataSet of a name or of a path of a data_<name>.bin."""
+    data, gender, _ = database_files(name)
+    return DataSet(data, gender, batchSize=batchSize)
+
+
+def default_databases(folder=DATABASES):
+    """The largest training database in `folder` and the largest whose name begins with `test`, as paths or None."""
+    paths = sorted(Path(folder).glob("data_*.bin"), key=lambda path: (path.stat().st_size, path.name))
+    tests = [path for path in paths if path.name.startswith("data_test")]
+    trainings = [path for path in paths if path not in tests]
+    return (trainings[-1] if trainings else None), (tests[-1] if tests else None)
+
+
+def read_groups(path, nbdata):
+    """Which faces belong to which group, from a meta_*.csv: {title: {group: [nbdata] bool}}, faces in file order.
+
+    Titles are "age" (bands of years, and "16+") and "ethnicity"; where a value is empty the face is in no group.
+    """
+    with open(path, newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    if len(rows) != nbdata or not rows or not {"age", "ethnicity"} <= rows[0].keys():
+        raise DataError(f"{path}: expected the columns age,ethnicity and {nbdata} lines, found {len(rows)} lines"
+                        f"{' of ' + ','.join(map(str, rows[0])) if rows else ''}")
+    try:
+        age, ethnicity = (np.array([float(row[column] or "nan") for row in rows]) for column in ("age", "ethnicity"))
+    except ValueError as error:
+        raise DataError(f"{path}: ages and ethnicities are numbers, or empty; {error}") from None
+    ages = {f"{low}-{high}": (age >= low) & (age <= high) for low, high in AGE_BANDS[:-1]}
+    ages[f"{AGE_BANDS[-1][0]}+"] = age >= AGE_BANDS[-1][0]
+    ages["16+"] = age >= 16
+    return {"age": ages, "ethnicity": {name: ethnicity == code for code, name in enumerate(ETHNICITIES)}}
+
+
+def read_face(path):
+    """A picture file as one face: ([48, 48] uint8, note).
+
+    A .raw file is 2304 bytes. Of any other picture of another size than 48x48 the middle square is reduced to 48x48
+    and `note` says so; it is empty otherwise. Transparent pixels show white.
+
+    Raises DataError for what is no picture, or too small to hold a face.
+    """
+    size = file_size(path)
+    if Path(path).suffix.lower() == ".raw":
+        if size != DIM:
+            raise DataError(f"{path}: {size} bytes; a .raw face is {SIDE}x{SIDE} pixels, {DIM} bytes, no header")
+        return np.fromfile(path, np.uint8).reshape(SIDE, SIDE), ""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            warnings.filterwarnings("ignore", category=UserWarning)
+            with Image.open(path) as picture:
+                grey = _to_grey_picture(ImageOps.exif_transpose(picture))
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise DataError(f"{path}: over {Image.MAX_IMAGE_PIXELS // 10**6} million pixels; reduce it first") from None
+    except Exception as error:  # a broken file makes Pillow's decoders raise almost anything
+        raise DataError(f"{path}: not a picture that can be read (png, jpg, bmp, webp, ...): {error}") from None
+    if min(grey.size) < SMALLEST_PICTURE:
+        raise DataError(f"{path}: {grey.width}x{grey.height} pixels; "
+                        f"a face needs at least {SMALLEST_PICTURE}x{SMALLEST_PICTURE}, best {SIDE}x{SIDE}")
+    if grey.size == (SIDE, SIDE):
+        return np.array(grey), ""
+    face = ImageOps.fit(grey, (SIDE, SIDE), Image.Resampling.LANCZOS)
+    return np.array(face), f"{grey.width}x{grey.height} pixels: the middle square was brought to {SIDE}x{SIDE}"
+
+
+def _to_grey_picture(picture):
+    """A PIL picture of any mode as mode L, 8 bit."""
+    if picture.mode.startswith("I") or picture.mode == "F":
+        values = np.asarray(picture, np.float64)
+        if picture.mode.startswith("I;16") or values.max(initial=0) > 255:
+            values = values / 257.0  # 16 bit
+        return Image.fromarray(np.clip(np.rint(values), 0, 255).astype(np.uint8))
+    if picture.has_transparency_data:
+        picture = picture.convert("RGBA")
+        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
+    return picture.convert("RGB").convert("L")
+
+
+def write_whole(path, content):
+    """Write bytes to a file that appears whole or not at all. Raises UserError where that is not possible."""
+    path = Path(path)
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside.write_bytes(content)
+        os.replace(beside, path)
+    except OSError as error:
+        beside.unlink(missing_ok=True)
+        raise UserError(f"{path}: cannot be written ({error.strerror}); choose another folder") from None

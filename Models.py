@@ -1,0 +1,261 @@
+"""The networks, built of Layers: by name and meta-parameters, or rebuilt from a checkpoint.
+
+Every net is called `net(x, log_summary=False, training=False)`: [?, 2304] in the course's scale -> [?, 2] logits,
+column 0 = man, 1 = woman. It is built when constructed: the constructor ends with one call on zeros. Its attribute
+`description` is the JSON that rebuilds it: its class and what the constructor was given.
+"""
+import inspect
+import json
+import re
+from pathlib import Path
+
+import tensorflow as tf
+
+import Dataset
+import Layers
+
+DESCRIPTION = "network.json"
+
+
+class NetworkError(Dataset.UserError):
+    """A net that cannot be built, or a checkpoint that cannot be restored."""
+
+
+class Network(tf.Module):
+    """Base of the nets: `__init__` makes the layers and ends with `_build`, `sequence()` is the order of their calls.
+
+    Every net takes `dropout` (share of each convolution's output that training sets to zero) and what its layers take
+    by keyword: batchnorm, activation, initializer.
+    """
+
+    def __call__(self, x, log_summary=False, training=False):
+        for layer in self.sequence():
+            x = layer(x, log_summary, training)
+        return x
+
+    def _build(self, arguments):
+        options = {name: arguments[name] for name in inspect.signature(type(self)).parameters if name != "layer"}
+        self.description = json.dumps({"network": type(self).__name__, "options": options | arguments["layer"]})
+        self(tf.zeros([1, Dataset.DIM]))
+
+    def variables_by_path(self):
+        """{path: variable}, with the paths that tf.train.Checkpoint(net=self) gives."""
+        found = self._flatten(predicate=lambda leaf: isinstance(leaf, tf.Variable), with_path=True)
+        return {"/".join(map(str, ("net", *path))): variable for path, variable in found}
+
+
+def _fc(name, width, layer):
+    return Layers.fc(name, width, initializer=layer.get("initializer", "normal"))
+
+
+def _spatial_mean(x, log_summary, training):
+    return tf.reduce_mean(x, [1, 2])
+
+
+def _each(value, count):
+    return [value] * count if isinstance(value, int) else value
+
+
+class Perceptron(Network):
+    """nn1 and nn3: 2304 -> hidden, sigmoid -> 2. 115,352 parameters with 50 hidden."""
+
+    def __init__(self, hidden=50, dropout=0.0, **layer):
+        self.fc1 = Layers.fc("fc1", hidden, dropout, **{"activation": "sigmoid"} | layer)
+        self.fc2 = _fc("fc2", 2, layer)
+        self._build(locals())
+
+    def sequence(self):
+        return self.fc1, self.fc2
+
+
+class SmallConvNet(Network):
+    """Convolutions cv1, cv2, ..., each followed by maxpool 2, then fc.
+
+    filters      depth of each convolution: (64, 32, 16) is nn4, 24,882 parameters; (3, 6, 12) the course's small one
+    filter_size  kernel width, one for all or one for each
+    """
+
+    def __init__(self, filters=(64, 32, 16), filter_size=3, dropout=0.0, **layer):
+        self.unflat = Layers.unflat("unflat", 48, 48, 1)
+        self.depth = len(filters)
+        for number, (depth, size) in enumerate(zip(filters, _each(filter_size, self.depth)), 1):
+            setattr(self, f"cv{number}", Layers.conv(f"cv{number}", depth, size, 1, dropout, **layer))
+        self.mp = Layers.maxpool("pool", 2)
+        self.flat = Layers.flat()
+        self.fc = _fc("fc", 2, layer)
+        self._build(locals())
+
+    def sequence(self):
+        convolutions = [getattr(self, f"cv{number}") for number in range(1, self.depth + 1)]
+        return self.unflat, *(layer for cv in convolutions for layer in (cv, self.mp)), self.flat, self.fc
+
+
+class ConvNet(Network):
+    """The deep one, layers in `list`: nb_block times (nb_conv convolutions, maxpool 2), then fc.
+
+    filters      depth of each convolution, block by block, instead of nb_block, nb_conv, nb_filter: [[16, 16], [32]]
+    filter_size  kernel width, one for all or one for each convolution
+    hidden       widths of fully connected layers before the last
+    """
+
+    def __init__(self, nb_block=4, nb_conv=1, nb_filter=16, filter_size=3, dropout=0.0, filters=(), hidden=(), **layer):
+        blocks = filters or [[nb_filter] * nb_conv] * nb_block
+        sizes = iter(_each(filter_size, sum(map(len, blocks))))
+        self.list = [Layers.unflat("unflat", 48, 48, 1)]
+        for i, block in enumerate(blocks):
+            self.list += [Layers.conv(f"b{i}_cv{j}", depth, next(sizes), 1, dropout, **layer)
+                          for j, depth in enumerate(block)]
+            self.list.append(Layers.maxpool(f"b{i}_pool", 2))
+        self.list.append(Layers.flat())
+        self.list += [_fc(f"fc{i}", width, layer) for i, width in enumerate((*hidden, 2), 1)]
+        self._build(locals())
+
+    def sequence(self):
+        return self.list
+
+
+class DenseNet(Network):
+    """DenseBlocks in `list`, then fc1, fc2: [?, 48, 48, 1] -> [?, 3, 3, 32] -> [?, 50] -> [?, 2] by default."""
+
+    def __init__(self, nb_block=4, nb_conv=2, nb_filter=16, output_dim=32, filter_size=3, hidden=50, dropout=0.0,
+                 **layer):
+        self.unflat = Layers.unflat("unflat", 48, 48, 1)
+        self.list = [Layers.DenseBlock(f"b{i}", nb_conv, nb_filter, output_dim, filter_size, 1, dropout, **layer)
+                     for i in range(nb_block)]
+        self.flat = Layers.flat()
+        self.fc1 = _fc("fc1", hidden, layer)
+        self.fc2 = _fc("fc2", 2, layer)
+        self._build(locals())
+
+    def sequence(self):
+        return self.unflat, *self.list, self.flat, self.fc1, self.fc2
+
+
+class ResNet(Network):
+    """A convolution of stride 2, then nb_block stages of nb_conv residual blocks in `list`, spatial mean, fc.
+
+    Stage i has depth nb_filter * 2**i and, but for the first, halves the picture: [?, 48, 48, 1] -> [?, 6, 6, 128].
+    """
+
+    def __init__(self, nb_block=3, nb_conv=1, nb_filter=32, filter_size=3, dropout=0.0, batchnorm=True,
+                 initializer="he", **layer):
+        layer |= dict(batchnorm=batchnorm, initializer=initializer)
+        self.unflat = Layers.unflat("unflat", 48, 48, 1)
+        self.cv = Layers.conv("cv", nb_filter, filter_size, 2, **layer)
+        self.list = [Layers.ResidualBlock(f"b{i}_{j}", nb_filter * 2**i, filter_size, 2 if i and not j else 1, dropout,
+                                          **layer) for i in range(nb_block) for j in range(nb_conv)]
+        self.fc = _fc("fc", 2, layer)
+        self._build(locals())
+
+    def sequence(self):
+        return self.unflat, self.cv, *self.list, _spatial_mean, self.fc
+
+
+NETWORKS = {  # name: (class, what the name fixes)
+    "perceptron": (Perceptron, {}), "nn1": (Perceptron, {}), "nn3": (Perceptron, {}), "convnet": (ConvNet, {}),
+    "nn4": (SmallConvNet, {"filters": (64, 32, 16)}), "small": (SmallConvNet, {"filters": (3, 6, 12)}),
+    "densenet": (DenseNet, {}), "resnet": (ResNet, {}),
+}
+CLASSES = {network.__name__: network for network, _ in NETWORKS.values()}
+
+
+def build(name, **options):
+    """A new net by name and meta-parameters; an option that is None is left to the net.
+
+    Raises NetworkError for a name or an option that does not exist, ValueError for a value that makes no layer.
+    """
+    if name not in NETWORKS:
+        raise NetworkError(f"unknown net {name!r}; expected one of {', '.join(NETWORKS)}")
+    network, fixed = NETWORKS[name]
+    known = (inspect.signature(network).parameters.keys() | {"batchnorm", "activation", "initializer"}) - fixed.keys()
+    given = {option: value for option, value in options.items() if value is not None}
+    if unknown := given.keys() - known:
+        raise NetworkError(f"net {name} has no option {min(unknown)}; it has {', '.join(sorted(known - {'layer'}))}")
+    return network(**fixed, **given)
+
+
+def find_checkpoint(path):
+    """The prefix of a checkpoint: `path` itself (with or without .index), or the newest in the folder `path`."""
+    if Path(path).is_dir():
+        indices = sorted(Path(path).glob("*.index"), key=lambda index: (index.stat().st_mtime, index.name))
+        prefix = tf.train.latest_checkpoint(str(path)) or (indices and str(indices[-1].with_suffix("")))
+    else:
+        prefix = re.sub(r"\.(index|data-\d+-of-\d+)$", "", str(path))
+    if not prefix or not Path(f"{prefix}.index").is_file():
+        raise NetworkError(f"{path}: no checkpoint there; expected a folder that holds one, or a prefix: my_model-1 "
+                           "where the file is my_model-1.index")
+    return prefix
+
+
+def load(path):
+    """The net of a checkpoint, with its weights: (net, prefix).
+
+    path  a folder (its newest checkpoint) or a prefix. The net is rebuilt from network.json beside it or, where there
+          is none, from the variables' paths and shapes, for nets written as in the course's slides.
+
+    Raises NetworkError for a missing or damaged checkpoint, one without a net, or one of another net.
+    """
+    prefix = find_checkpoint(path)
+    try:
+        reader = tf.train.load_checkpoint(prefix)
+        weights = {match[1]: reader.get_tensor(key) for key in reader.get_variable_to_shape_map()
+                   if (match := re.fullmatch(r"(net/[^.]+)/\.ATTRIBUTES/VARIABLE_VALUE", key))}
+    except (tf.errors.OpError, RuntimeError) as error:
+        raise NetworkError(f"{prefix}: damaged checkpoint, or half of one ({str(error)[:100]})") from None
+    if not weights:
+        raise NetworkError(f"{prefix}: no net in it; expected variables net/..., of tf.train.Checkpoint(net=...)")
+    description = Path(prefix).with_name(DESCRIPTION)
+    net, weights = (_from_json if description.is_file() else _from_shapes)(description, weights)
+    variables = net.variables_by_path()
+    for path in sorted(variables.keys() | weights.keys()):
+        here = tuple(variables[path].shape) if path in variables else "missing"
+        there = weights[path].shape if path in weights else "missing"
+        if here != there:
+            raise NetworkError(f"{prefix}: checkpoint of another net: {path} is {there} in it, "
+                               f"{here} in the {type(net).__name__} of {description}")
+        variables[path].assign(weights[path])
+    return net, prefix
+
+
+def _from_json(description, weights):
+    try:
+        content = json.loads(description.read_text(encoding="utf-8"))
+        return CLASSES[content["network"]](**content["options"]), weights
+    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+        raise NetworkError(f"{description}: does not describe a net ({type(error).__name__}: {error})") from None
+
+
+def _from_shapes(description, weights):
+    """The net that the course's variable paths and shapes tell of, and the weights under that net's own paths."""
+    shape = {path.removeprefix("net/"): value.shape for path, value in weights.items()}
+    batchnorm = any(path.endswith("/bn/gamma") for path in shape)
+
+    def numbered(pattern):
+        return sorted(int(match[1]) for path in shape if (match := re.fullmatch(pattern, path)))
+
+    try:
+        if numbers := numbered(r"cv(\d+)/w"):
+            kernels = [shape[f"cv{number}/w"] for number in numbers]
+            return SmallConvNet([k[3] for k in kernels], [k[0] for k in kernels], batchnorm=batchnorm), weights
+        if blocks := numbered(r"list/(\d+)/cv/w"):
+            size, _, _, nb_filter = shape["list/0/block/0/w"]
+            return DenseNet(len(blocks), len(numbered(r"list/0/block/(\d+)/w")), nb_filter, shape["list/0/cv/w"][3],
+                            size, shape["fc1/w"][1], batchnorm=batchnorm), weights
+        if numbers := numbered(r"list/(\d+)/w"):
+            layers = [f"list/{n}" for n in numbers] + [f"fc{n}" for n in ("", 1, 2) if f"fc{n}/w" in shape]
+            kernels = [shape[f"list/{n}/w"] for n in numbers if len(shape[f"list/{n}/w"]) == 4]
+            blocks = [[]]
+            for n, kernel in zip(numbers, kernels):  # a number that is missing before a convolution is a maxpool
+                if n - 1 not in numbers:
+                    blocks.append([])
+                blocks[-1].append(kernel[3])
+            hidden = [shape[f"{layer}/w"][1] for layer in layers[len(kernels):-1]]
+            net = ConvNet(filters=[b for b in blocks if b], filter_size=[k[0] for k in kernels], hidden=hidden,
+                          batchnorm=batchnorm)
+            place = dict(zip(layers, (f"list/{i}" for i, layer in enumerate(net.list) if hasattr(layer, "w"))))
+            return net, {re.sub(r"(?<=net/)(list/\d+|fc\d?)", lambda layer: place[layer[0]], path): value
+                         for path, value in weights.items()}
+        return Perceptron(shape["fc1/w"][1]), weights
+    except (KeyError, ValueError, IndexError):
+        raise NetworkError(f"{description}: no such file, and the checkpoint's variables are not named as in the "
+                           f"course's nets: {', '.join(sorted(shape)[:3])}, ...") from None
