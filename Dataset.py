@@ -6,6 +6,7 @@ may lie beside them: age in years and ethnicity (0 White, 1 Black, 2 Asian, 3 In
 """
 import csv
 import inspect
+import io
 import os
 import warnings
 from pathlib import Path
@@ -82,12 +83,13 @@ class FaceArray(np.lib.mixins.NDArrayOperatorsMixin):
         return grey
 
     def __getitem__(self, key):
-        rows, *columns = key if isinstance(key, tuple) else (key,)
-        if rows is Ellipsis:
-            return np.asarray(self)[key]
+        rows, columns = key if isinstance(key, tuple) and len(key) == 2 else (key, slice(None))
         if isinstance(rows, (int, np.integer)):
-            return to_float(self.grey([rows])[0])[tuple(columns)]
-        return to_float(self.grey(rows))[(slice(None), *columns)]
+            return to_float(self.grey([rows])[0])[columns]
+        vector = isinstance(rows, slice) or isinstance(rows, (list, np.ndarray)) and np.ndim(rows) == 1
+        if vector and isinstance(columns, (int, slice)):
+            return to_float(self.grey(rows))[:, columns]
+        return np.asarray(self)[key]
 
     def __array__(self, dtype=None, copy=None):
         return to_float(self.grey()).astype(dtype or np.float32, copy=False)
@@ -132,7 +134,7 @@ class DataSet:
         self.data, self.label, self.batchSize = data, label, batch_size
         self.nbdata, self.dim = data.shape
         self.seed, self.epoch, self.curPos = 0, 0, 0
-        self._order = None
+        self._order = None, None  # (seed, epoch), the order they give
 
     @classmethod
     def join(cls, datasets):
@@ -160,25 +162,26 @@ class DataSet:
         An epoch shows every face exactly once; its last batch holds what remains, n <= batchSize.
         """
         if self.curPos >= self.nbdata:
-            self.curPos, self.epoch, self._order = 0, self.epoch + 1, None
-        if self._order is None:
-            self._order = self.order(self.epoch)
-        rows = self._order[self.curPos:self.curPos + self.batchSize]
+            self.curPos, self.epoch = 0, self.epoch + 1
+        if self._order[0] != (self.seed, self.epoch):
+            self._order = (self.seed, self.epoch), self.order(self.epoch)
+        rows = self._order[1][self.curPos:self.curPos + self.batchSize]
         self.curPos += len(rows)
         return self.data[rows], self.label[rows]
 
-    def mean_accuracy(self, model):
-        """The share of all faces that `model` labels as annotated, in [0, 1].
+    def logits(self, model):
+        """What `model` says of all faces, a batch at a time: [nbdata, 2] float32.
 
         model  called as model(x), model(x, False) or model(x, False, False), as its signature asks
         """
         flags = [False] * (len(_required_parameters(model)) - 1)
-        correct = 0
-        for start in range(0, self.nbdata, self.batchSize):
-            batch = slice(start, start + self.batchSize)
-            logits = np.asarray(model(self.data[batch], *flags), np.float32)
-            correct += np.sum(logits.argmax(1) == self.label[batch].argmax(1))
-        return float(correct / self.nbdata)
+        starts = range(0, self.nbdata, self.batchSize)
+        return np.concatenate([np.asarray(model(self.data[start:start + self.batchSize], *flags), np.float32)
+                               for start in starts])
+
+    def mean_accuracy(self, model):
+        """The share of all faces, in [0, 1], that `model` (called as `logits` does) labels as annotated."""
+        return float(np.mean(self.logits(model).argmax(1) == self.label.argmax(1)))
 
 
 def _required_parameters(model):
@@ -217,7 +220,7 @@ def read_labels(path):
     if size % 8:
         raise DataError(f"{path}: {size} bytes is not a whole number of labels (two float32, 8 bytes each)")
     label = np.fromfile(path, "<f4").reshape(-1, 2).astype(np.float32, copy=False)
-    wrong = ~(((label == 0) | (label == 1)).all(1) & (label.sum(1) == 1))
+    wrong = ~((label == (1, 0)).all(1) | (label == (0, 1)).all(1))
     if wrong.any():
         row = int(wrong.argmax())
         raise DataError(f"{path}: label {row} is ({label[row, 0]:g}, {label[row, 1]:g}); "
@@ -258,8 +261,12 @@ def read_groups(path, nbdata):
 
     Titles are "age" (bands of years, and "16+") and "ethnicity"; where a value is empty the face is in no group.
     """
-    with open(path, newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
+    file_size(path)
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path}: not a text file with the columns age,ethnicity ({error})") from None
     if len(rows) != nbdata or not rows or not {"age", "ethnicity"} <= rows[0].keys():
         raise DataError(f"{path}: expected the columns age,ethnicity and {nbdata} lines, found {len(rows)} lines"
                         f"{' of ' + ','.join(map(str, rows[0])) if rows else ''}")
@@ -267,6 +274,7 @@ def read_groups(path, nbdata):
         age, ethnicity = (np.array([float(row[column] or "nan") for row in rows]) for column in ("age", "ethnicity"))
     except ValueError as error:
         raise DataError(f"{path}: ages and ethnicities are numbers, or empty; {error}") from None
+    age = np.floor(age)
     ages = {f"{low}-{high}": (age >= low) & (age <= high) for low, high in AGE_BANDS[:-1]}
     ages[f"{AGE_BANDS[-1][0]}+"] = age >= AGE_BANDS[-1][0]
     ages["16+"] = age >= 16
@@ -311,6 +319,8 @@ def _to_grey_picture(picture):
         values = np.asarray(picture, np.float64)
         if picture.mode.startswith("I;16") or values.max(initial=0) > 255:
             values = values / 257.0  # 16 bit
+        if "transparency" in picture.info:
+            values = np.where(np.asarray(picture) == picture.info["transparency"], 255, values)
         return Image.fromarray(np.clip(np.rint(values), 0, 255).astype(np.uint8))
     if picture.has_transparency_data:
         picture = picture.convert("RGBA")
@@ -318,14 +328,31 @@ def _to_grey_picture(picture):
     return picture.convert("RGB").convert("L")
 
 
+def parse_label(text):
+    """0 for man, 1 for woman; also male, female, homme, femme, 0, 1, in any case."""
+    names = {"man": 0, "male": 0, "homme": 0, "0": 0, "woman": 1, "female": 1, "femme": 1, "1": 1}
+    if text.lower() not in names:
+        raise UserError(f"unknown label {text!r}; expected one of {', '.join(names)}")
+    return names[text.lower()]
+
+
+def write_picture(path, picture):
+    """Write a PIL picture as PNG, whole or not at all."""
+    content = io.BytesIO()
+    picture.save(content, "PNG")
+    write_whole(path, content.getvalue())
+
+
 def write_whole(path, content):
     """Write bytes to a file that appears whole or not at all. Raises UserError where that is not possible."""
     path = Path(path)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    beside = path.with_name(f".{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        beside.write_bytes(content)
-        os.replace(beside, path)
+        try:
+            beside.write_bytes(content)
+            os.replace(beside, path)
+        finally:
+            beside.unlink(missing_ok=True)
     except OSError as error:
-        beside.unlink(missing_ok=True)
         raise UserError(f"{path}: cannot be written ({error.strerror}); choose another folder") from None

@@ -4,7 +4,8 @@
 - `log_summary` writes mean, max and histogram of the weights to the current summary writer.
 - A layer computes in the dtype of its input: given bfloat16 it computes in bfloat16. Its weights stay float32.
 
-Names, signatures and defaults are those of the course's slides; the options after `*` are ours.
+Names, signatures and defaults are those of the course's slides. Options beyond them, by keyword: activation (one of
+ACTIVATIONS), initializer (one of INITIALIZERS), batchnorm (BatchNorm between the linear part and the activation).
 """
 import contextlib
 import math
@@ -29,41 +30,38 @@ def initial_weights(shape, initializer):
     return tf.random.truncated_normal(shape, stddev=stddev / TRUNCATION)
 
 
-_seeds = []  # inside a `dropout_seed` scope: the seed that the next dropout takes
+_seeds = []  # of each open `dropout_seed` scope the seed that its next dropout takes
 
 
 @contextlib.contextmanager
 def dropout_seed(seed):
-    """Make dropout inside the scope a function of `seed` ([2] int32) alone, so that a resumed training draws the same.
-
-    Outside any scope dropout follows tf.random.set_seed.
-    """
+    """Make dropout inside the scope a function of `seed` ([2] int32); outside it follows tf.random.set_seed."""
     _seeds.append(seed)
     try:
         yield
     finally:
-        _seeds.clear()
+        _seeds.pop()
 
 
 def dropout(x, rate):
     """Set each value to zero with probability `rate`, scale the others by 1 / (1 - rate) (Srivastava et al. 2014)."""
     if not _seeds:
         return tf.nn.dropout(x, rate)
-    seed, following = tf.unstack(tf.random.split(_seeds.pop(), 2))
-    _seeds.append(following)
+    seed, _seeds[-1] = tf.unstack(tf.random.split(_seeds[-1], 2))
     return tf.nn.experimental.stateless_dropout(x, rate, seed)
 
 
 class _Layer(tf.Module):
     def __init__(self, name=None):
-        # The slides' names hold spaces ("b10 cv0"), tf.Module takes identifiers only.
-        super().__init__(name=re.sub(r"\W|^(?=\d)", "_", name or type(self).__name__))
+        # The slides' names hold spaces ("b10 cv0"); a tf.Module's name is an identifier, a scope begins with a letter.
+        identifier = re.sub(r"[^A-Za-z0-9_]", "_", name or type(self).__name__)
+        super().__init__(name=re.sub(r"^(?=[\d_])", "n", identifier))
 
 
 class _WeightLayer(_Layer):
-    """What conv and fc share: the linear part, then BatchNorm, activation and dropout."""
+    """What conv and fc share: the linear part, then BatchNorm (option batchnorm), activation and dropout."""
 
-    def __init__(self, name, output_dim, dropout_rate, activation, batchnorm, initializer):
+    def __init__(self, name, output_dim, dropout_rate, activation, batchnorm=False, initializer="normal"):
         super().__init__(name)
         for given, known in (activation, ACTIVATIONS), (initializer, INITIALIZERS):
             if given not in known:
@@ -125,8 +123,8 @@ class fc(_WeightLayer):
     Linear by default, as the course's. dropout_rate in [0, 1) acts on the output, when training.
     """
 
-    def __init__(self, name, output_dim, dropout_rate=0.0, *, activation="none", batchnorm=False, initializer="normal"):
-        super().__init__(name, output_dim, dropout_rate, activation, batchnorm, initializer)
+    def __init__(self, name, output_dim, dropout_rate=0.0, *, activation="none", **options):
+        super().__init__(name, output_dim, dropout_rate, activation, **options)
 
     def __call__(self, x, log_summary=False, training=False):
         return self._apply(tf.matmul, x, [], log_summary, training)
@@ -138,9 +136,8 @@ class conv(_WeightLayer):
     w is [filterSize, filterSize, N, output_dim]; dropout_rate in [0, 1) acts on the output, when training.
     """
 
-    def __init__(self, name, output_dim, filterSize, stride, dropout_rate=0.0, *,
-                 activation="relu", batchnorm=False, initializer="normal"):
-        super().__init__(name, output_dim, dropout_rate, activation, batchnorm, initializer)
+    def __init__(self, name, output_dim, filterSize, stride, dropout_rate=0.0, *, activation="relu", **options):
+        super().__init__(name, output_dim, dropout_rate, activation, **options)
         self.filterSize = filterSize
         self.stride = stride
 
@@ -220,10 +217,8 @@ class ResidualBlock(_Layer):
     Where the depths differ, or the stride is not 1, x goes through a linear 1x1 convolution (attribute `cv`) first.
     """
 
-    def __init__(self, name, output_dim, filterSize, stride, dropout_rate=0.0, *,
-                 activation="relu", batchnorm=False, initializer="normal"):
+    def __init__(self, name, output_dim, filterSize, stride, dropout_rate=0.0, *, activation="relu", **options):
         super().__init__(name)
-        options = dict(batchnorm=batchnorm, initializer=initializer)
         self.cv1 = conv(f"{name} cv1", output_dim, filterSize, stride, dropout_rate, activation=activation, **options)
         self.cv2 = conv(f"{name} cv2", output_dim, filterSize, 1, activation="none", **options)
         self.cv = conv(f"{name} lin", output_dim, 1, stride, activation="none", **options)

@@ -1,0 +1,214 @@
+"""What the entry scripts share: options, one-line errors, progress, windows, strips of faces.
+
+An entry script imports this module first: TensorFlow, imported here, starts without its messages.
+"""
+import argparse
+import contextlib
+import dataclasses
+import math
+import os
+import shutil
+import signal
+import sys
+import time
+import types
+import typing
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont, ImageShow
+
+import Dataset
+
+
+@contextlib.contextmanager
+def _without_stderr():
+    """Nothing reaches the terminal's stderr inside, not even from TensorFlow's C++ side; exceptions still do."""
+    sys.stderr.flush()
+    saved, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
+        os.close(nowhere)
+
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+interrupt = signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C during the import ends without a traceback
+with _without_stderr():
+    import tensorflow as tf
+signal.signal(signal.SIGINT, interrupt)
+
+
+# Options
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message):
+        raise Dataset.UserError(f"{message}; see --help")
+
+
+def _number(kind, low=-math.inf, high=math.inf):
+    """A parser of numbers in [low, high)."""
+    def parse(text):
+        try:
+            value = kind(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is not {'a whole' if kind is int else 'a'} number") from None
+        if not low <= value < high:
+            expected = f"{low:g} or more" if high == math.inf else f"a number in [{low:g}, {high:g})"
+            raise argparse.ArgumentTypeError(f"{text}: expected {expected}")
+        return value
+    return parse
+
+
+def parse(options, argv, description):
+    """What the command line gives of the dataclass `options`, as a dict: only the options that it names.
+
+    A field `name: Annotated[type, about] = default` becomes --name; `about` is a dict of help (text), choices,
+    low and high (numbers in [low, high)), nargs, positional (True). A type `kind | None` is parsed as kind.
+    """
+    parser = _Parser(description=description, allow_abbrev=False, argument_default=argparse.SUPPRESS,
+                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    hints = typing.get_type_hints(options, include_extras=True)
+    for field in dataclasses.fields(options):
+        kind, about = typing.get_args(hints[field.name])
+        about = dict(about)
+        if isinstance(kind, types.UnionType):
+            kind = typing.get_args(kind)[0]
+        limits = {bound: about.pop(bound) for bound in ("low", "high") if bound in about}
+        if kind in (int, float):
+            about |= {"type": _number(kind, **limits), "metavar": "N" if kind is int else "X"}
+        elif kind is bool:
+            about["action"] = argparse.BooleanOptionalAction
+        if field.default not in (None, (), dataclasses.MISSING) and kind is not bool:
+            about["help"] += f" (default: {field.default})"
+        if about.pop("positional", False):
+            parser.add_argument(field.name, **about)
+        else:
+            parser.add_argument(f"--{field.name.replace('_', '-')}", **about)
+    return vars(parser.parse_args(argv))
+
+
+def run(main, argv=None):
+    """Run an entry script's `main(argv)`: its exit code; a user's mistake is one line on stderr and exit code 2."""
+    script = Path(sys.argv[0]).name
+    try:
+        return main(sys.argv[1:] if argv is None else argv)
+    except Dataset.UserError as error:
+        print(f"{script}: {' '.join(str(error).split())}", file=sys.stderr)
+    except tf.errors.ResourceExhaustedError:
+        print(f"{script}: out of memory; choose a smaller --batch-size or a smaller net", file=sys.stderr)
+    except KeyboardInterrupt:
+        print(f"{script}: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # `| head` closed the pipe
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    return 2
+
+
+def default_checkpoint():
+    """The best checkpoint of the newest training under checkpoints/, else pretrained/."""
+    trained = [index for index in Path("checkpoints").rglob("*.index") if index.parent.name != "last"]
+    if trained:
+        return max(trained, key=lambda index: index.stat().st_mtime)
+    pretrained = Path(__file__).resolve().parent / "pretrained"
+    if not pretrained.is_dir():
+        raise Dataset.UserError("nothing learned yet: there is no checkpoint under checkpoints/; "
+                                "learn with python Main.py, or name one with --checkpoint")
+    return pretrained
+
+
+# Progress
+
+def duration(seconds):
+    """Seconds as h:mm:ss or m:ss."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+
+
+class Progress:
+    """A bar with rate and remaining time on a terminal; in a log only the lines of `line`.
+
+    total  units of work in all;  done  units that an earlier run did
+    unit   what is counted, e.g. "images";  scale  how many of them are one unit of work
+    """
+
+    def __init__(self, total, done=0, unit="steps", scale=1):
+        self.total, self.first, self.unit, self.scale = total, done, unit, scale
+        self.start = time.monotonic()
+        self.drawn = 0.0
+        self.live = sys.stderr.isatty()
+
+    def rate(self, done):
+        """Units a second since the start."""
+        return self.scale * (done - self.first) / max(time.monotonic() - self.start, 1e-9)
+
+    def left(self, done):
+        """The remaining time as text; "-" before anything was done."""
+        return duration(self.scale * (self.total - done) / self.rate(done)) if done > self.first else "-"
+
+    def update(self, done, text=""):
+        """Draw the bar, at most ten times a second."""
+        now = time.monotonic()
+        if not self.live or now - self.drawn < 0.1 and done < self.total:
+            return
+        self.drawn = now
+        tail = f" {100 * done // self.total:3d} %  {self.rate(done):.0f} {self.unit}/s  {self.left(done)} left  {text}"
+        width = shutil.get_terminal_size().columns - 3 - len(tail)
+        full = max(width, 0) * done // self.total
+        sys.stderr.write(f"\r[{'#' * full}{'.' * (width - full)}]{tail}\x1b[K")
+        sys.stderr.flush()
+
+    def clear(self):
+        if self.live and self.drawn:
+            sys.stderr.write("\r\x1b[K")
+            sys.stderr.flush()
+
+    def line(self, text):
+        """Print a line on stdout, above the bar."""
+        self.clear()
+        print(text, flush=True)
+
+
+# Pictures
+
+def verdict(answer):
+    """`woman 97.3 %` of a dict with label and probability."""
+    return f"{answer['label']} {100 * answer['probability']:.1f} %"
+
+
+def strip(faces, captions, columns=6):
+    """Faces side by side, four times enlarged, a caption under each: a PIL picture.
+
+    faces  list of [48, 48] uint8;  captions  list of str;  columns  faces a row
+    """
+    side, foot, gap = 4 * Dataset.SIDE, 24, 8
+    columns = min(columns, len(faces))
+    rows = math.ceil(len(faces) / columns)
+    sheet = Image.new("L", (columns * (side + gap) + gap, rows * (side + foot + gap) + gap), 255)
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(14)
+    for number, (face, caption) in enumerate(zip(faces, captions)):
+        left = gap + number % columns * (side + gap)
+        top = gap + number // columns * (side + foot + gap)
+        picture = Image.fromarray(np.asarray(face, np.uint8).reshape(Dataset.SIDE, Dataset.SIDE))
+        sheet.paste(picture.resize((side, side), Image.Resampling.NEAREST), (left, top))
+        while font.getlength(caption) > side and len(caption) > 4:
+            caption = caption[:-4] + "..."
+        draw.text((left + side / 2, top + side + foot / 2), caption, fill=0, font=font, anchor="mm")
+    return sheet
+
+
+def present(sheet, path, show):
+    """Save a picture as PNG and open it in a window where there is a display: the line that says which.
+
+    sheet  PIL picture;  path  of the PNG;  show  False never opens a window
+    """
+    Dataset.write_picture(path, sheet)
+    display = sys.platform in ("darwin", "win32") or os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
+    if show and display and ImageShow.show(sheet, title=str(path)):
+        return f"picture shown, and saved as {path}"
+    return f"picture saved as {path}"

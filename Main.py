@@ -1,0 +1,136 @@
+"""Learn man/woman from 48x48 grey faces.
+
+    python Main.py --train path/to/data_16k.bin --test path/to/data_test4k.bin
+"""
+import sys
+
+import Console  # first: it silences TensorFlow's start
+
+import dataclasses
+import json
+import time
+from pathlib import Path
+from typing import Annotated
+
+import Dataset
+import Models
+import Training
+
+
+@dataclasses.dataclass(frozen=True)
+class Options(Training.Recipe):
+    net: Annotated[str, dict(help="architecture", choices=list(Models.NETWORKS))] = "resnet"
+    train: Annotated[tuple, dict(help="databases to learn from: names such as 10k (DataBases/data_10k.bin) or paths "
+                                      "of data_*.bin; by default the largest in DataBases/",
+                                 nargs="+", metavar="DB")] = ()
+    test: Annotated[str | None, dict(help="database to measure on, never learned from", metavar="DB")] = None
+    nb_block: Annotated[int | None, dict(help="blocks (stages) of the net", low=1, high=7)] = None
+    nb_conv: Annotated[int | None, dict(help="convolutions (residual blocks) a block", low=1)] = None
+    nb_filter: Annotated[int | None, dict(help="filters a convolution", low=1)] = None
+    dropout: Annotated[float | None, dict(help="share of values set to zero when training", low=0, high=1)] = None
+    batchnorm: Annotated[bool | None, dict(help="normalise each layer over the batch")] = None
+    out: Annotated[str | None, dict(help="folder of the checkpoint; by default checkpoints/<net>-<time>",
+                                    metavar="DIR")] = None
+    logs: Annotated[str, dict(help="folder of TensorBoard's summaries, or none", metavar="DIR")] = "logs"
+    resume: Annotated[bool, dict(help="go on with the interrupted training of --out, by default the newest")] = False
+
+
+NET_OPTIONS = ("nb_block", "nb_conv", "nb_filter", "dropout", "batchnorm")
+HEADER = "   step  epoch    loss    train  valid.     test  images/s     left"
+
+
+def main(argv=None):
+    given = Console.parse(Options, argv, __doc__)
+    options, out = resumed(given) if given.get("resume") else started(given)
+    Training.prepare_devices(options.seed)
+    train, test = databases(options)
+    learned, validation = Training.split(train, options.validation, options.seed)
+    net = Models.build(options.net, **{name: getattr(options, name) for name in NET_OPTIONS})
+    logs = None if options.logs == "none" else Path(options.logs) / out.name
+    description = json.dumps(json.loads(net.description) | {"training": dataclasses.asdict(options)}, indent=1)
+    trainer = Training.Trainer(net, learned, validation, test, options, out, logs, description)
+    if options.resume:
+        trainer.resume()
+    print(f"{options.net}, {trainer.result()['parameters']:,} parameters; {learned.nbdata:,} faces to learn, "
+          f"{validation.nbdata:,} to validate, {test.nbdata if test else 0:,} to test")
+    print(f"{options.epochs} epochs of {trainer.steps_per_epoch} steps, {trainer.dtype.name}; checkpoints in {out}, "
+          f"summaries in {logs}")
+    try:
+        report(trainer, options)
+    except KeyboardInterrupt:
+        print(f"\ninterrupted at step {int(trainer.step)} of {trainer.total}, and saved; go on with\n"
+              f"    python Main.py --resume --out {out}")
+        return 130
+    result = trainer.result()
+    name = "test" if test else "validation"
+    print(f"{name} accuracy {100 * result[name]['accuracy']:.2f} %  "
+          f"({result[name]['correct']} of {result[name]['faces']})")
+    return 0
+
+
+def started(given):
+    """Options and folder of a new training."""
+    options = Options(**given)
+    if not options.train:
+        train, test = Dataset.default_databases()
+        if train is None:
+            raise Dataset.UserError(f"{Dataset.DATABASES} holds no data_<name>.bin; name a database of yours: "
+                                    "--train path/to/data_10k.bin --test path/to/data_test10k.bin")
+        options = dataclasses.replace(options, train=(str(train),), test=options.test or test and str(test))
+    out = Path(options.out or f"checkpoints/{options.net}-{time.strftime('%Y%m%d-%H%M%S')}")
+    if (out / Models.DESCRIPTION).exists():
+        raise Dataset.UserError(f"{out} holds a training already; go on with it with --resume, "
+                                "or choose another folder with --out")
+    return options, out
+
+
+def resumed(given):
+    """Options and folder of the training to go on with; only --epochs and --logs may differ from what it began with."""
+    if "out" in given:
+        out = Path(given["out"])
+    else:
+        out = max(Path("checkpoints").glob(f"*/last/{Models.DESCRIPTION}"), default=None,
+                  key=lambda path: path.stat().st_mtime)
+        if out is None:
+            raise Dataset.UserError("no training under checkpoints/ to go on with; name its folder with --out")
+        out = out.parent.parent
+    saved = out / "last" / Models.DESCRIPTION
+    try:
+        options = Options(**json.loads(saved.read_text(encoding="utf-8"))["training"])
+    except (OSError, ValueError, KeyError, TypeError):
+        raise Dataset.UserError(f"{saved}: missing, or not written by Main.py; nothing to go on with there") from None
+    for name, value in given.items():
+        before = getattr(options, name)
+        if name not in ("resume", "out", "epochs", "logs") and value != (list(before) if name == "train" else before):
+            raise Dataset.UserError(f"--resume goes on with {name} {before}, not {value}; leave the option out")
+    changed = {name: given[name] for name in ("epochs", "logs") if name in given}
+    return dataclasses.replace(options, resume=True, **changed), out
+
+
+def databases(options):
+    """The DataSets to learn from and to test on (None without --test)."""
+    train = Dataset.DataSet.join([Dataset.open_database(name) for name in options.train])
+    if options.test is None:
+        return train, None
+    measured = Dataset.database_files(options.test)[0].resolve()
+    if measured in [Dataset.database_files(name)[0].resolve() for name in options.train]:
+        raise Dataset.UserError(f"{options.test} is in --train and in --test; a test base holds faces never learned")
+    return train, Dataset.open_database(options.test)
+
+
+def report(trainer, options):
+    progress = Console.Progress(trainer.total, int(trainer.step), "images", options.batch_size)
+    progress.line(HEADER)
+    for row in trainer.run():
+        if "epoch" not in row:
+            progress.update(row["step"], f"loss {row['loss']:.3f}")
+            continue
+        shares = [f"{100 * row[f'{name}_accuracy']:6.2f} %" if f"{name}_accuracy" in row else "       -"
+                  for name in ("train", "validation", "test")]
+        progress.line(f"{row['step']:7d} {row['epoch']:6.1f} {row['loss']:7.4f} {' '.join(shares)} "
+                      f"{row['images_per_second']:9.0f} {progress.left(row['step']):>8}")
+    progress.clear()
+
+
+if __name__ == "__main__":
+    sys.exit(Console.run(main))

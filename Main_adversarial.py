@@ -1,0 +1,141 @@
+"""Mislead a trained net: learn a small noise DX such that it says the wrong label of face + DX.
+
+    python Main_adversarial.py face.png woman
+    python Main_adversarial.py face.png woman --norm linf --box 12,12,24,24
+
+Writes adv_<name>_ori, _mod and _amp (the noise 50 times amplified) as .raw and .png, and the three side by side.
+"""
+import sys
+
+import Console  # first: it silences TensorFlow's start
+
+import dataclasses
+import json
+import time
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import tensorflow as tf
+from PIL import Image
+
+import Attacks
+import Dataset
+import Models
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    path: Annotated[str, dict(help="picture of a face (png, jpg, ..., or .raw of 48x48 bytes)",
+                              positional=True, metavar="PATH")]
+    wronglabel: Annotated[str, dict(help="what the net shall say: man or woman (also male, female, homme, femme, 0, 1)",
+                                    positional=True, metavar="WRONGLABEL")]
+    norm: Annotated[str, dict(help="penalty that keeps DX small", choices=list(Attacks.PENALTIES))] = "l2"
+    weight: Annotated[float | None, dict(help="of the penalty; looked for by default", low=0)] = None
+    steps: Annotated[int, dict(help="training steps of DX", low=1)] = 300
+    box: Annotated[str | None, dict(help="rectangle in pixels outside of which not a bit changes",
+                                    metavar="X,Y,W,H")] = None
+    checkpoint: Annotated[str | None, dict(help="folder or prefix; by default the newest training under checkpoints/, "
+                                           "else pretrained/", metavar="DIR_OR_PREFIX")] = None
+    out: Annotated[str, dict(help="folder of what is written", metavar="DIR")] = "."
+    name: Annotated[str | None, dict(help="<name> of the files, by default that of the picture",
+                                     metavar="NOM1_NOM2")] = None
+    json: Annotated[bool, dict(help="one JSON document on stdout, nothing else")] = False
+    show: Annotated[bool, dict(help="open the strip in a window where there is a display")] = True
+    seed: Annotated[int, dict(help="of DX's start", low=0, high=2**31)] = 0
+
+
+def main(argv=None):
+    options = Options(**Console.parse(Options, argv, __doc__))
+    wrong = Dataset.parse_label(options.wronglabel)
+    mask = None if options.box is None else Attacks.box_mask(parse_box(options.box))
+    name = options.name or Path(options.path).stem
+    if Path(name).name != name:
+        raise Dataset.UserError(f"--name {name}: expected a name without folders; --out takes the folder")
+    face, note = Dataset.read_face(options.path)
+    if note and not options.json:
+        print(f"{options.path}: {note}", file=sys.stderr)
+    net, _ = Models.load(options.checkpoint or Console.default_checkpoint())
+
+    started = time.monotonic()
+    found = search(net, face.reshape(1, -1), wrong, mask, options)
+    seconds = time.monotonic() - started
+    paths = write(found, Path(options.out) / f"adv_{name}")
+    report = describe(net, found, paths, wrong) | {"norm": options.norm, "steps": found.steps, "seconds": seconds}
+
+    before, after = (Console.verdict(report[when]) for when in ("before", "after"))
+    sheet = Console.strip([found.original[0], found.modified[0], found.amplified[0]],
+                          [f"original: {before}", f"modified: {after}", "noise, 50 times"])
+    paths["strip"] = str(Path(options.out) / f"adv_{name}.png")
+    shown = Console.present(sheet, paths["strip"], options.show and not options.json)
+    if options.json:
+        print(json.dumps(report, indent=1))
+    else:
+        print_report(options, before, after, report)
+        print(shown, file=sys.stderr)
+    return 0 if report["fools"] else 1
+
+
+def parse_box(text):
+    try:
+        x, y, width, height = map(int, text.split(","))
+    except ValueError:
+        raise Dataset.UserError(f"--box {text}: expected X,Y,W,H, four whole numbers such as 12,12,24,24") from None
+    return x, y, width, height
+
+
+def search(net, faces, wrong, mask, options):
+    misleading = Attacks.Misleading(net, faces, [wrong], options.norm, options.weight, options.steps, mask,
+                                    options.seed)
+    progress = Console.Progress(options.steps)
+    for state in misleading.run():
+        progress.update(state["step"], "fools" if state["fooled"] else "does not fool yet")
+    progress.clear()
+    return misleading.result()
+
+
+def write(found, stem):
+    """Write the three pictures as .raw and .png: their paths, {"ori": ..., "ori_png": ..., "mod": ...}."""
+    paths = {}
+    for kind, picture in ("ori", found.original), ("mod", found.modified), ("amp", found.amplified):
+        Dataset.write_whole(f"{stem}_{kind}.raw", picture.tobytes())
+        Dataset.write_picture(f"{stem}_{kind}.png", Image.fromarray(picture.reshape(Dataset.SIDE, Dataset.SIDE)))
+        paths |= {kind: f"{stem}_{kind}.raw", f"{kind}_png": f"{stem}_{kind}.png"}
+    return paths
+
+
+def describe(net, found, paths, wrong):
+    """What the net says of the files _ori.raw and _mod.raw, and how far apart they are."""
+    report = {"paths": paths, "wrong_label": Dataset.LABELS[wrong]}
+    for when, kind in ("before", "ori"), ("after", "mod"):
+        face, _ = Dataset.read_face(paths[kind])
+        probability = tf.nn.softmax(net(tf.constant(Dataset.to_float(face).reshape(1, -1))))[0].numpy()
+        label = int(np.argmax(probability))
+        report[when] = {"label": Dataset.LABELS[label], "probability": float(probability[label]),
+                        "probability_of_wrong_label": float(probability[wrong])}
+    report["fools"] = report["after"]["label"] == report["wrong_label"]
+    grey = {norm: float(value[0]) for norm, value in Attacks.distances(found.original, found.modified).items()}
+    return report | {"pixels_changed": int(grey.pop("pixels_changed")), "grey_levels": grey,
+                     "unit_interval": {norm: value / 255 for norm, value in grey.items()},
+                     "weight": float(found.weight[0])}
+
+
+def print_report(options, before, after, report):
+    grey = report["grey_levels"]
+    print(f"{options.path}: {before}")
+    print(f"{report['paths']['mod']}: {after}")
+    print(f"noise: L2 {grey['l2']:.1f}, L1 {grey['l1']:.0f}, Linf {grey['linf']:.0f} grey levels "
+          f"(L2 {report['unit_interval']['l2']:.3f} of a 0..1 image)")
+    print(f"{report['pixels_changed']} of {Dataset.DIM} pixels changed; {report['steps']} steps, "
+          f"{report['seconds']:.1f} s, weight {report['weight']:.3g}")
+    if before.split()[0] == report["wrong_label"]:
+        print(f"the net says {report['wrong_label']} of the original already: name the other label to mislead it")
+    elif not report["fools"]:
+        print(f"not misled: the net gives {report['wrong_label']} "
+              f"{100 * report['after']['probability_of_wrong_label']:.1f} %, from "
+              f"{100 * report['before']['probability_of_wrong_label']:.1f} %; try more --steps, a smaller --weight, "
+              "or a larger --box")
+
+
+if __name__ == "__main__":
+    sys.exit(Console.run(main))

@@ -1,0 +1,102 @@
+"""Say what a trained net sees: man or woman, with its probability.
+
+    python Main_inference.py face.png                          each face in a line
+    python Main_inference.py path/to/data_test4k.bin           accuracy on a database
+"""
+import sys
+
+import Console  # first: it silences TensorFlow's start
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import tensorflow as tf
+
+import Dataset
+import Models
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    path: Annotated[tuple, dict(help="pictures (png, jpg, ..., or .raw of 48x48 bytes), or data_*.bin databases",
+                                positional=True, nargs="+", metavar="PATH")]
+    checkpoint: Annotated[str | None, dict(help="folder or prefix; by default the newest training under checkpoints/, "
+                                           "else pretrained/", metavar="DIR_OR_PREFIX")] = None
+    out: Annotated[str, dict(help="folder of the picture inference.png", metavar="DIR")] = "."
+    json: Annotated[bool, dict(help="one JSON document on stdout, nothing else")] = False
+    show: Annotated[bool, dict(help="open the picture in a window where there is a display")] = True
+
+
+def main(argv=None):
+    options = Options(**Console.parse(Options, argv, __doc__))
+    inputs = [(path, *read(path)) for path in options.path]
+    net, prefix = Models.load(options.checkpoint or Console.default_checkpoint())
+    answers = [measure(path, faces, net) if isinstance(faces, Dataset.DataSet) else look(path, faces, net)
+               for path, faces, _ in inputs]
+    seen = [(face, answer) for (_, face, _), answer in zip(inputs, answers) if "label" in answer]
+    shown = ""
+    if seen:
+        sheet = Console.strip([face for face, _ in seen], [Console.verdict(answer) for _, answer in seen])
+        shown = Console.present(sheet, Path(options.out) / "inference.png", options.show and not options.json)
+    if options.json:
+        print(json.dumps(answers, indent=1))
+        return 0
+    for (path, _, note), answer in zip(inputs, answers):
+        if note:
+            print(f"{path}: {note}", file=sys.stderr)
+        print("\n".join(table(answer)) if "faces" in answer else f"{path}: {Console.verdict(answer)}")
+    if shown:
+        print(shown, file=sys.stderr)
+    return 0
+
+
+def read(path):
+    """A database (DataSet, "") or a face ([48, 48] uint8, note)."""
+    if Path(path).suffix == ".bin":
+        return Dataset.open_database(path), ""
+    return Dataset.read_face(path)
+
+
+def look(path, face, net):
+    logits = net(tf.constant(Dataset.to_float(face).reshape(1, -1)))
+    label, probability = int(tf.argmax(logits, axis=1)[0]), tf.nn.softmax(logits)[0].numpy()
+    return {"path": path, "label": Dataset.LABELS[label], "probability": float(probability[label]),
+            "logits": logits[0].numpy().tolist()}
+
+
+def measure(path, dataset, net):
+    """Accuracy on a database, on each class, and on each group where a meta_*.csv lies beside it."""
+    says, is_ = dataset.logits(tf.function(lambda x: net(x))).argmax(1), dataset.label.argmax(1)
+    right = says == is_
+    confusion = [[int(np.sum((is_ == i) & (says == j))) for j in (0, 1)] for i in (0, 1)]
+    present = [i for i in (0, 1) if np.any(is_ == i)]
+    answer = {"path": path, "faces": dataset.nbdata, "correct": int(right.sum()), "accuracy": float(right.mean()),
+              "balanced_accuracy": float(np.mean([right[is_ == i].mean() for i in present])), "confusion": confusion}
+    meta = Dataset.database_files(path)[2]
+    if meta.exists():
+        answer["groups"] = {
+            title: {name: {"faces": int(group.sum()), "correct": int(right[group].sum()),
+                           "accuracy": float(right[group].mean())} for name, group in groups.items() if group.any()}
+            for title, groups in Dataset.read_groups(meta, dataset.nbdata).items()}
+    return answer
+
+
+def table(answer):
+    """The lines that report a database."""
+    (mm, mw), (wm, ww) = answer["confusion"]
+    lines = [f"{answer['path']}: accuracy {100 * answer['accuracy']:.2f} %  "
+             f"({answer['correct']} of {answer['faces']}), balanced {100 * answer['balanced_accuracy']:.2f} %",
+             f"{'as annotated':14}{'said man':>10}{'said woman':>12}",
+             f"{'man':14}{mm:10}{mw:12}",
+             f"{'woman':14}{wm:10}{ww:12}"]
+    for title, groups in answer.get("groups", {}).items():
+        lines.append(f"{title:14}{'faces':>10}{'accuracy':>12}")
+        lines += [f"{name:14}{group['faces']:10}{100 * group['accuracy']:10.2f} %" for name, group in groups.items()]
+    return lines
+
+
+if __name__ == "__main__":
+    sys.exit(Console.run(main))
