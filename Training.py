@@ -117,25 +117,24 @@ def augment(faces, seed):
     return tf.clip_by_value(x, Dataset.BLACK, Dataset.WHITE)
 
 
-class WarmCosine(tf.keras.optimizers.schedules.LearningRateSchedule):
-    """Linear warm-up over the first WARM_UP of the steps, then half a cosine to zero (Loshchilov and Hutter 2017)."""
+def scheduled_rate(recipe, step, total):
+    """The learning rate of a step, 0 .. total - 1: float32 scalar.
 
-    def __init__(self, peak, total):
-        self.peak, self.total = peak, total
+    Constant, or a linear warm-up over WARM_UP of the steps, then half a cosine to zero (Loshchilov and Hutter 2017).
+    """
+    peak = OPTIMIZERS[recipe.optimizer][2] if recipe.learning_rate is None else recipe.learning_rate
+    if recipe.schedule == "constant":
+        return tf.constant(peak)
+    done = (tf.cast(step, tf.float32) + 1.0) / total
+    falling = tf.clip_by_value((done - WARM_UP) / (1.0 - WARM_UP), 0.0, 1.0)
+    return peak * tf.minimum(done / WARM_UP, 0.5 * (1.0 + tf.cos(math.pi * falling)))
 
-    def __call__(self, step):
-        done = (tf.cast(step, tf.float32) + 1.0) / self.total
-        falling = tf.clip_by_value((done - WARM_UP) / (1.0 - WARM_UP), 0.0, 1.0)
-        return self.peak * tf.minimum(done / WARM_UP, 0.5 * (1.0 + tf.cos(math.pi * falling)))
 
-
-def make_optimizer(recipe, net, total):
+def make_optimizer(recipe, net):
     """The recipe's optimizer, built for the net; biases and BatchNorm's parameters do not decay."""
-    kind, arguments, learning_rate, weight_decay = OPTIMIZERS[recipe.optimizer]
-    learning_rate = learning_rate if recipe.learning_rate is None else recipe.learning_rate
+    kind, arguments, _, weight_decay = OPTIMIZERS[recipe.optimizer]
     weight_decay = weight_decay if recipe.weight_decay is None else recipe.weight_decay
-    rate = WarmCosine(learning_rate, total) if recipe.schedule == "cosine" else learning_rate
-    optimizer = kind(rate, weight_decay=weight_decay or None, **arguments)
+    optimizer = kind(float(scheduled_rate(recipe, 0, 1)), weight_decay=weight_decay or None, **arguments)
     optimizer.exclude_from_weight_decay(var_list=[v for v in net.trainable_variables if v.shape.rank < 2])
     optimizer.build(net.trainable_variables)
     return optimizer
@@ -170,7 +169,7 @@ class Trainer:
         self.steps_per_epoch = math.ceil(train.nbdata / recipe.batch_size)
         self.total = recipe.epochs * self.steps_per_epoch
         self.dtype = compute_dtype(recipe.precision)
-        self.optimizer = make_optimizer(recipe, net, self.total)
+        self.optimizer = make_optimizer(recipe, net)
         self.step = tf.Variable(0, dtype=tf.int64)
         self.checkpoint = tf.train.Checkpoint(step=self.step, optimizer=_OptimizerState(self.optimizer), net=net)
         for folder in self.out, self.out / "last":
@@ -241,6 +240,7 @@ class Trainer:
             labels = y * (1.0 - smoothing) + smoothing / 2.0
             loss = tf.reduce_mean(tf.nn.softmax_cross_entropy_with_logits(labels, logits))
         gradients = tape.gradient(loss, self.net.trainable_variables)
+        self.optimizer.learning_rate.assign(scheduled_rate(self.recipe, self.step, self.total))
         self.optimizer.apply_gradients(zip(gradients, self.net.trainable_variables))
         self.step.assign_add(1)
         return loss

@@ -1,0 +1,240 @@
+"""The entry scripts as a user runs them, each in a process of its own."""
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import Attacks
+import Console
+import Dataset
+import Main_adversarial
+import Main_inference
+from conftest import write_database
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def start(folder, script, *arguments):
+    environment = {name: value for name, value in os.environ.items()
+                   if name not in ("DISPLAY", "WAYLAND_DISPLAY", "TF_CPP_MIN_LOG_LEVEL")}
+    return subprocess.Popen([sys.executable, str(ROOT / script), *map(str, arguments)], cwd=folder, env=environment,
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def run(folder, script, *arguments):
+    process = start(folder, script, *arguments)
+    out, err = process.communicate(timeout=300)
+    return process.returncode, out, err
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, database):
+    """A folder in which Main.py has run; its output."""
+    folder = tmp_path_factory.mktemp("work")
+    code, out, err = run(folder, "Main.py", "--train", database, "--test", database.parent / "data_test.bin",
+                         "--net", "small", "--epochs", "25", "--batch-size", "16")
+    assert (code, err) == (0, "")
+    face = Dataset.read_faces(database.parent / "data_test.bin")[:2].reshape(2, 48, 48)
+    for name, grey in zip(("man", "woman"), face):
+        Image.fromarray(grey).save(folder / f"{name}.png")
+    return folder, out
+
+
+def test_learn_then_use_on_the_test_base_gives_the_same_accuracy(trained, database):
+    folder, out = trained
+    last = out.splitlines()[-1]
+    assert last.startswith("test accuracy ") and last.endswith(" of 60)")
+    code, said, err = run(folder, "Main_inference.py", database.parent / "data_test.bin", "--json")
+    (answer,) = json.loads(said)
+    assert (code, err) == (0, "")
+    assert last == f"test accuracy {100 * answer['accuracy']:.2f} %  ({answer['correct']} of {answer['faces']})"
+    assert answer["accuracy"] > 0.9
+
+
+def pixels(path):
+    with Image.open(path) as picture:
+        return np.array(picture)
+
+
+def test_mislead_writes_files_that_inference_calls_wrong(trained):
+    folder, _ = trained
+    code, out, err = run(folder, "Main_adversarial.py", "woman.png", "homme", "--name", "ann_bob")
+    assert code == 0
+    assert err == "picture saved as adv_ann_bob.png\n"
+    assert out.startswith("woman.png: woman ") and "adv_ann_bob_mod.raw: man " in out
+    ori, mod, amp = (np.fromfile(folder / f"adv_ann_bob_{kind}.raw", np.uint8) for kind in ("ori", "mod", "amp"))
+    np.testing.assert_array_equal(ori.reshape(48, 48), pixels(folder / "woman.png"))
+    np.testing.assert_array_equal(amp, np.clip(50 * np.abs(mod.astype(int) - ori), 0, 255))
+    for kind, face in ("ori", ori), ("mod", mod), ("amp", amp):
+        np.testing.assert_array_equal(pixels(folder / f"adv_ann_bob_{kind}.png"), face.reshape(48, 48))
+    code, out, err = run(folder, "Main_inference.py", "adv_ann_bob_mod.raw", "adv_ann_bob_mod.png", "woman.png")
+    assert [line.split()[1] for line in out.splitlines()] == ["man", "man", "woman"]
+
+
+def test_importing_a_script_starts_nothing(tmp_path):
+    code = "import Main, Main_inference, Main_adversarial"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)},
+                          capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert not [path for path in tmp_path.iterdir() if path.name != "__pycache__"]
+
+
+def test_mistake_is_one_line_without_traceback(tmp_path):
+    code, out, err = run(tmp_path, "Main_inference.py", "nobody.png")
+    assert (code, out) == (2, "")
+    assert err == "Main_inference.py: nobody.png: no such file\n"
+
+
+def wait_for(condition, seconds=120):
+    while not condition():
+        seconds -= 0.1
+        assert seconds > 0
+        time.sleep(0.1)
+
+
+def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path, database):
+    process = start(tmp_path, "Main.py", "--train", database, "--net", "small", "--epochs", "100000", "--out", "run")
+    wait_for((tmp_path / "run" / "metrics.json").exists)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in err
+    assert out.endswith(", and saved; go on with\n    python Main.py --resume --out run\n")
+    process = start(tmp_path, "Main.py", "--resume", "--out", "run")
+    saved = (tmp_path / "run" / "metrics.json").stat().st_mtime
+    wait_for(lambda: (tmp_path / "run" / "metrics.json").stat().st_mtime > saved)
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=60)[0].endswith("python Main.py --resume --out run\n")
+
+
+def call(script, *arguments):
+    return Console.run(script.main, [str(argument) for argument in arguments])
+
+
+def test_json_of_faces_and_of_a_database(in_folder, checkpoint, capsys):
+    data = write_database(in_folder, "some", 20)
+    (in_folder / "meta_some.csv").write_text("age,ethnicity\n" + "30,0\n" * 12 + "4,2\n" * 8)
+    Image.fromarray(Dataset.read_faces(data)[0].reshape(48, 48)).resize((96, 130)).save("large.png")
+    assert call(Main_inference, "large.png", data, "--checkpoint", checkpoint, "--json") == 0
+    out, err = capsys.readouterr()
+    face, base = json.loads(out)
+    assert err == ""
+    assert face.keys() == {"path", "label", "probability", "logits"}
+    share = np.exp(face["logits"]) / np.sum(np.exp(face["logits"]))
+    assert face["label"] == ("man", "woman")[int(np.argmax(share))]
+    assert face["probability"] == pytest.approx(share.max(), abs=1e-6)
+    (mm, mw), (wm, ww) = base["confusion"]
+    assert base["faces"] == 20 and base["correct"] == mm + ww and base["accuracy"] == (mm + ww) / 20
+    assert base["balanced_accuracy"] == pytest.approx((mm / (mm + mw) + ww / (wm + ww)) / 2)
+    assert base["groups"]["age"]["16-30"]["faces"] == base["groups"]["age"]["16+"]["faces"] == 12
+    assert base["groups"]["ethnicity"]["Asian"]["faces"] == 8
+    assert sum(group["correct"] for group in base["groups"]["ethnicity"].values()) == base["correct"]
+
+
+def test_a_resized_picture_is_said(in_folder, checkpoint, capsys):
+    Image.new("L", (300, 200), 90).save("wide.jpg")
+    assert call(Main_inference, "wide.jpg", "--checkpoint", checkpoint) == 0
+    out, err = capsys.readouterr()
+    assert out.startswith("wide.jpg: ") and out.count("\n") == 1
+    assert err == ("wide.jpg: 300x200 pixels: the middle square was brought to 48x48\n"
+                   "picture saved as inference.png\n")
+
+
+def test_json_of_an_attack_tells_of_the_files(in_folder, checkpoint, capsys):
+    face = Dataset.read_faces(write_database(in_folder, "some", 4))[0]
+    face.tofile("man.raw")
+    assert call(Main_adversarial, "man.raw", "1", "--checkpoint", checkpoint, "--json", "--box", "0,0,30,30") == 0
+    out, err = capsys.readouterr()
+    report = json.loads(out)
+    assert err == ""
+    ori, mod = (np.fromfile(report["paths"][kind], np.uint8).astype(float) for kind in ("ori", "mod"))
+    assert report["grey_levels"] == pytest.approx({"l2": np.linalg.norm(mod - ori), "l1": np.abs(mod - ori).sum(),
+                                                   "linf": np.abs(mod - ori).max()})
+    assert report["unit_interval"]["l2"] == pytest.approx(np.linalg.norm(mod - ori) / 255)
+    assert report["pixels_changed"] == np.count_nonzero(mod != ori) > 0
+    assert not np.any((mod != ori).reshape(48, 48)[30:]) and not np.any((mod != ori).reshape(48, 48)[:, 30:])
+    assert (report["before"]["label"], report["after"]["label"]) == ("man", "woman")
+    assert report["fools"] is True and 0.5 < report["after"]["probability"] <= 1
+    assert report["steps"] == 300 and report["seconds"] > 0
+
+
+def test_attack_that_fails_exits_1_and_says_how_far_it_came(in_folder, checkpoint, capsys):
+    Dataset.read_faces(write_database(in_folder, "some", 4))[0].tofile("man.raw")
+    assert call(Main_adversarial, "man.raw", "femme", "--checkpoint", checkpoint, "--weight", "1e9") == 1
+    assert "not misled: the net gives woman " in capsys.readouterr().out
+
+
+def test_attack_on_a_face_called_so_already_says_it(in_folder, checkpoint, capsys):
+    face = Dataset.read_faces(write_database(in_folder, "some", 4))[0]
+    face.tofile("man.raw")
+    assert call(Main_adversarial, "man.raw", "male", "--checkpoint", checkpoint) == 0
+    assert "says man of the original already" in capsys.readouterr().out
+    np.testing.assert_array_equal(np.fromfile("adv_man_mod.raw", np.uint8), face)
+
+
+def test_ctrl_c_while_misleading_writes_nothing(in_folder, checkpoint, monkeypatch, capsys):
+    def interrupted(search, step=Attacks.Misleading._step):
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(Attacks.Misleading, "_step", interrupted)
+    monkeypatch.setattr(sys, "argv", ["Main_adversarial.py"])
+    face = in_folder / "face.raw"
+    face.write_bytes(bytes(Dataset.DIM))
+    assert call(Main_adversarial, face, "man", "--checkpoint", checkpoint) == 130
+    assert capsys.readouterr() == ("", "Main_adversarial.py: interrupted\n")
+    assert list(in_folder.iterdir()) == [face]
+
+
+@pytest.mark.parametrize("arguments, display, opened", [
+    ([], ":9", 1), (["--no-show"], ":9", 0), (["--json"], ":9", 0), ([], "", 0)])
+def test_a_window_opens_only_where_it_should(in_folder, checkpoint, monkeypatch, capsys, arguments, display, opened):
+    windows = []
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setattr(Console.ImageShow, "show", lambda picture, title: windows.append(picture.size) or True)
+    monkeypatch.setenv("DISPLAY", display)
+    Image.new("L", (48, 48), 90).save("face.png")
+    assert call(Main_inference, "face.png", "--checkpoint", checkpoint, *arguments) == 0
+    assert len(windows) == opened
+    assert ("picture shown, and saved" in capsys.readouterr().err) == bool(opened)
+    with Image.open("inference.png") as sheet:
+        assert sheet.size == (208, 232)
+
+
+def test_newest_training_is_the_default(in_folder):
+    for number, folder in enumerate(["checkpoints/old", "checkpoints/new", "checkpoints/new/last"]):
+        path = in_folder / folder / "my_model-1.index"
+        path.parent.mkdir(parents=True)
+        path.touch()
+        os.utime(path, (number, number))
+    assert Console.default_checkpoint() == Path("checkpoints/new/my_model-1.index")
+
+
+class Terminal(list):
+    """A stderr that is a terminal and keeps what is written."""
+    write = list.append
+
+    def isatty(self):
+        return True
+
+    def flush(self):
+        pass
+
+
+def test_bar_fits_the_terminal_and_tells_rate_and_time_left(monkeypatch):
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setenv("COLUMNS", "80")
+    clock = iter([0.0, 30.0, 30.0, 30.0])
+    monkeypatch.setattr(Console.time, "monotonic", lambda: next(clock))
+    progress = Console.Progress(400, 100, "images", 128)
+    progress.update(250, "loss 0.412")
+    (drawn,) = terminal
+    assert len(drawn.strip("\r").removesuffix("\x1b[K")) < 80
+    assert " 62 %  640 images/s  0:30 left  loss 0.412" in drawn
