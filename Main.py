@@ -78,7 +78,7 @@ def started(given):
                                     "--train path/to/data_10k.bin --test path/to/data_test10k.bin")
         options = dataclasses.replace(options, train=(str(train),), test=options.test or test and str(test))
     out = Path(options.out or f"checkpoints/{options.net}-{time.strftime('%Y%m%d-%H%M%S')}")
-    if (out / Models.DESCRIPTION).exists():
+    if any(out.rglob("*.index")):
         raise Dataset.UserError(f"{out} holds a training already; go on with it with --resume, "
                                 "or choose another folder with --out")
     return options, out

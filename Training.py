@@ -318,8 +318,9 @@ class Trainer:
         with writers["train"].as_default(step=int(self.step)):
             tf.summary.graph(self.predict.get_concrete_function().graph)
         with writers["validation"].as_default(step=int(self.step)):
-            hparams.hparams({name: value if isinstance(value, (bool, int, float, str)) else str(value)
-                             for name, value in dataclasses.asdict(self.recipe).items()}, trial_id=self.out.name)
+            hparams.hparams({name: value if isinstance(value, (bool, int, float, str)) else " ".join(value)
+                             for name, value in dataclasses.asdict(self.recipe).items() if value is not None},
+                            trial_id=self.out.name)
         return writers
 
     def _write_summaries(self, row, writers):
