@@ -1,6 +1,7 @@
 """What the entry scripts share: options, one-line errors, progress, windows, strips of faces.
 
-An entry script imports this module first: TensorFlow, imported here, starts without its messages.
+An entry script imports this module first: TensorFlow, imported here, starts without its messages, and takes of a GPU's
+memory what it needs.
 """
 import argparse
 import contextlib
@@ -39,6 +40,8 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 interrupt = signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C during the import ends without a traceback
 with _without_stderr():
     import tensorflow as tf
+    for gpu in tf.config.list_physical_devices("GPU"):
+        tf.config.experimental.set_memory_growth(gpu, True)
 signal.signal(signal.SIGINT, interrupt)
 
 

@@ -343,12 +343,20 @@ def write_picture(path, picture):
     write_whole(path, content.getvalue())
 
 
+def make_folder(path):
+    """Make a folder, and those it lies in, where there is none. Raises UserError where that is not possible."""
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{path}: the folder cannot be written ({error.strerror}); choose another folder") from None
+
+
 def write_whole(path, content):
     """Write bytes to a file that appears whole or not at all. Raises UserError where that is not possible."""
     path = Path(path)
     beside = path.with_name(f".{os.getpid()}.part")
+    make_folder(path.parent)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         try:
             beside.write_bytes(content)
             os.replace(beside, path)

@@ -42,7 +42,7 @@ HEADER = "   step  epoch    loss    train  valid.     test  images/s     left"
 def main(argv=None):
     given = Console.parse(Options, argv, __doc__)
     options, out = resumed(given) if given.get("resume") else started(given)
-    Training.prepare_devices(options.seed)
+    Training.make_deterministic(options.seed)
     train, test = databases(options)
     learned, validation = Training.split(train, options.validation, options.seed)
     net = Models.build(options.net, **{name: getattr(options, name) for name in NET_OPTIONS})
@@ -53,8 +53,8 @@ def main(argv=None):
         trainer.resume()
     print(f"{options.net}, {trainer.result()['parameters']:,} parameters; {learned.nbdata:,} faces to learn, "
           f"{validation.nbdata:,} to validate, {test.nbdata if test else 0:,} to test")
-    print(f"{options.epochs} epochs of {trainer.steps_per_epoch} steps, {trainer.dtype.name}; checkpoints in {out}, "
-          f"summaries in {logs}")
+    print(f"{options.epochs} epochs of {trainer.steps_per_epoch} steps, {trainer.dtype.name}")
+    print(f"checkpoints in {out}" + (f", summaries in {logs}" if logs else ""))
     try:
         report(trainer, options)
     except KeyboardInterrupt:

@@ -58,13 +58,10 @@ class Recipe:
     seed: Annotated[int, dict(help="of weights, order, augmentation, dropout", low=0, high=2**31)] = 0
 
 
-def prepare_devices(seed):
-    """Use a GPU where there is one, its memory as needed, its operations deterministic; fix TensorFlow's seed."""
+def make_deterministic(seed):
+    """Fix TensorFlow's seed; where there is a GPU make its operations deterministic, as the processor's are."""
     tf.random.set_seed(seed)
-    gpus = tf.config.list_physical_devices("GPU")
-    for gpu in gpus:
-        tf.config.experimental.set_memory_growth(gpu, True)
-    if gpus:
+    if tf.config.list_physical_devices("GPU"):
         tf.config.experimental.enable_op_determinism()
 
 
@@ -117,12 +114,17 @@ def augment(faces, seed):
     return tf.clip_by_value(x, Dataset.BLACK, Dataset.WHITE)
 
 
+def peak_rate(recipe):
+    """The highest learning rate: the recipe's, or else what suits its optimizer."""
+    return OPTIMIZERS[recipe.optimizer][2] if recipe.learning_rate is None else recipe.learning_rate
+
+
 def scheduled_rate(recipe, step, total):
     """The learning rate of a step, 0 .. total - 1: float32 scalar.
 
     Constant, or a linear warm-up over WARM_UP of the steps, then half a cosine to zero (Loshchilov and Hutter 2017).
     """
-    peak = OPTIMIZERS[recipe.optimizer][2] if recipe.learning_rate is None else recipe.learning_rate
+    peak = peak_rate(recipe)
     if recipe.schedule == "constant":
         return tf.constant(peak)
     done = (tf.cast(step, tf.float32) + 1.0) / total
@@ -134,7 +136,7 @@ def make_optimizer(recipe, net):
     """The recipe's optimizer, built for the net; biases and BatchNorm's parameters do not decay."""
     kind, arguments, _, weight_decay = OPTIMIZERS[recipe.optimizer]
     weight_decay = weight_decay if recipe.weight_decay is None else recipe.weight_decay
-    optimizer = kind(float(scheduled_rate(recipe, 0, 1)), weight_decay=weight_decay or None, **arguments)
+    optimizer = kind(peak_rate(recipe), weight_decay=weight_decay or None, **arguments)
     optimizer.exclude_from_weight_decay(var_list=[v for v in net.trainable_variables if v.shape.rank < 2])
     optimizer.build(net.trainable_variables)
     return optimizer
@@ -164,6 +166,7 @@ class Trainer:
 
     def __init__(self, net, train, validation, test, recipe, out, logs, description):
         self.net, self.train, self.recipe, self.out = net, train, recipe, Path(out)
+        train.seed = recipe.seed
         sample = train.subset(np.arange(min(train.nbdata, MEASURED_TRAINING_FACES)))
         self.measured = {"train": sample, "validation": validation} | ({"test": test} if test else {})
         self.steps_per_epoch = math.ceil(train.nbdata / recipe.batch_size)
@@ -172,6 +175,9 @@ class Trainer:
         self.optimizer = make_optimizer(recipe, net)
         self.step = tf.Variable(0, dtype=tf.int64)
         self.checkpoint = tf.train.Checkpoint(step=self.step, optimizer=_OptimizerState(self.optimizer), net=net)
+        self.logs = Path(logs) if logs else None
+        for folder in filter(None, (self.out, self.logs)):
+            Dataset.make_folder(folder)
         for folder in self.out, self.out / "last":
             Dataset.write_whole(folder / Models.DESCRIPTION, description.encode())
         self.best, self.last = (tf.train.CheckpointManager(self.checkpoint, str(folder), 1, checkpoint_name="my_model")
@@ -180,18 +186,21 @@ class Trainer:
         self.interval = [0.0, 0]  # sum of the losses since the last measure, and how many
         self.seconds = 0.0        # of training, measures not counted
         self.interrupted = False
-        self.logs = Path(logs) if logs else None
         self.predict = tf.function(lambda x: net(x), input_signature=[tf.TensorSpec([None, Dataset.DIM])])
         self.learn = tf.function(self._learn, input_signature=[
             tf.TensorSpec([2], tf.int32), tf.TensorSpec([None, Dataset.DIM]), tf.TensorSpec([None, 2])])
 
     def resume(self):
-        """Go on from last/. Raises NetworkError where there is nothing to go on from."""
+        """Go on from last/. Raises NetworkError where there is nothing whole to go on from."""
         prefix = Models.find_checkpoint(self.out / "last")
-        self.checkpoint.restore(prefix).assert_consumed()
-        state = json.loads((self.out / METRICS).read_text(encoding="utf-8"))
-        self.curve = [row for row in state["curve"] if row["step"] <= self.step]
-        self.interval, self.seconds = state["interval"], state["seconds"]
+        try:
+            self.checkpoint.restore(prefix).assert_consumed()
+            state = json.loads((self.out / METRICS).read_text(encoding="utf-8"))
+            self.curve = [row for row in state["curve"] if row["step"] <= self.step]
+            self.interval, self.seconds = state["interval"], state["seconds"]
+        except (tf.errors.OpError, AssertionError, OSError, ValueError, LookupError, RuntimeError) as error:
+            raise Models.NetworkError(f"{self.out}: damaged, nothing to go on from ({error!r:.90}); "
+                                      "start again with another --out") from None
 
     def run(self):
         """Train to the end; yields {"step", "loss"} every REPORT_STEPS steps, and a row of the curve at each measure.
@@ -201,11 +210,9 @@ class Trainer:
         writers = self._open_summaries()
         with self._interruptible():
             started, first = time.monotonic(), int(self.step)
-            for seed, x, y in self._batches():
+            for step, (seed, x, y) in enumerate(self._batches(first), first + 1):
                 loss = self.learn(seed, x, y)
-                step = int(self.step)
-                self.interval[0] += float(loss)
-                self.interval[1] += 1
+                self.interval = [self.interval[0] + loss, self.interval[1] + 1]
                 measure = step == self.total or step % min(self.steps_per_epoch, MEASURE_STEPS) == 0
                 if measure or self.interrupted:
                     elapsed = time.monotonic() - started
@@ -231,7 +238,7 @@ class Trainer:
                     for name, dataset in self.measured.items() if name != "train"} if best else {}
         parameters = sum(math.prod(variable.shape) for variable in self.net.trainable_variables)
         return accuracy | {"best_step": best and best["step"], "parameters": parameters, "seconds": self.seconds,
-                           "interval": self.interval, "curve": self.curve}
+                           "interval": [float(self.interval[0]), self.interval[1]], "curve": self.curve}
 
     def _learn(self, seed, x, y):
         smoothing = self.recipe.label_smoothing
@@ -245,11 +252,11 @@ class Trainer:
         self.step.assign_add(1)
         return loss
 
-    def _batches(self):
-        """(seed, faces, labels) of every step from the present one on, prepared while the step before runs."""
+    def _batches(self, first):
+        """(seed, faces, labels) of the steps from `first` on, each prepared while the step before runs."""
         def rows():
             order = (-1, None)
-            for step in range(int(self.step), self.total):
+            for step in range(first, self.total):
                 epoch, position = divmod(step, self.steps_per_epoch)
                 if order[0] != epoch:
                     order = epoch, self.train.order(epoch)
@@ -272,7 +279,7 @@ class Trainer:
         row = {"step": step, "epoch": step / self.steps_per_epoch, "seconds": self.seconds,
                "images_per_second": self.recipe.batch_size / seconds_per_step,
                "learning_rate": float(self.optimizer.learning_rate),
-               "loss": self.interval[0] / max(self.interval[1], 1)}
+               "loss": float(self.interval[0]) / self.interval[1]}
         for name, dataset in self.measured.items():
             logits = dataset.logits(self.predict)
             row[f"{name}_accuracy"] = float(np.mean(logits.argmax(1) == dataset.label.argmax(1)))
@@ -309,18 +316,13 @@ class Trainer:
         """A writer for each measured part, with the graph and the recipe; none without logs."""
         if not self.logs:
             return {}
-        try:
-            self.logs.mkdir(parents=True, exist_ok=True)
-            writers = {name: tf.summary.create_file_writer(str(self.logs / name)) for name in self.measured}
-        except (OSError, tf.errors.OpError) as error:
-            raise Dataset.UserError(f"{self.logs}: summaries cannot be written there ({error}); "
-                                    "choose another --logs") from None
+        writers = {name: tf.summary.create_file_writer(str(self.logs / name)) for name in self.measured}
         with writers["train"].as_default(step=int(self.step)):
             tf.summary.graph(self.predict.get_concrete_function().graph)
         with writers["validation"].as_default(step=int(self.step)):
+            options = dataclasses.asdict(self.recipe) | {"learning_rate": peak_rate(self.recipe)}
             hparams.hparams({name: value if isinstance(value, (bool, int, float, str)) else " ".join(value)
-                             for name, value in dataclasses.asdict(self.recipe).items() if value is not None},
-                            trial_id=self.out.name)
+                             for name, value in options.items() if value is not None}, trial_id=self.out.name)
         return writers
 
     def _write_summaries(self, row, writers):

@@ -43,7 +43,7 @@ def main(argv=None):
 def seconds(train, validation, recipe, logged):
     """Wall seconds from the first batch to the last summary."""
     with tempfile.TemporaryDirectory() as folder:
-        Training.prepare_devices(recipe.seed)
+        Training.make_deterministic(recipe.seed)
         net = Models.build("resnet")
         logs = f"{folder}/logs" if logged else None
         trainer = Training.Trainer(net, train, validation, None, recipe, f"{folder}/out", logs, net.description)

@@ -20,7 +20,7 @@ RECIPE = Training.Recipe(epochs=2, batch_size=32, precision="float32")
 
 
 def trainer(database, out, test="test", net="small", recipe=RECIPE, logs=None, **options):
-    Training.prepare_devices(recipe.seed)
+    Training.make_deterministic(recipe.seed)
     learned, validation = Training.split(Dataset.open_database(database), recipe.validation, recipe.seed)
     measured = Dataset.open_database(database.parent / f"data_{test}.bin") if test else None
     net = Models.build(net, **options)
@@ -88,6 +88,20 @@ def test_interrupted_and_resumed_ends_as_if_never_interrupted(database, tmp_path
     for folder in "whole", "cut":
         net, _ = Models.load(tmp_path / folder)
         np.testing.assert_array_equal(net.variables[0], Models.load(tmp_path / "whole")[0].variables[0])
+
+
+@pytest.mark.parametrize("damaged", ["metrics.json", "last/my_model-3.data-00000-of-00001"])
+def test_damaged_training_is_not_resumed(database, tmp_path, damaged):
+    interrupt_at(trainer(database, tmp_path), 3)
+    (tmp_path / damaged).write_bytes(b"{")
+    with pytest.raises(Models.NetworkError, match="damaged, nothing to go on from"):
+        trainer(database, tmp_path).resume()
+
+
+def test_order_depends_on_the_seed(database, tmp_path):
+    orders = [trainer(database, tmp_path / str(seed), recipe=dataclasses.replace(RECIPE, seed=seed)).train.order(0)
+              for seed in (0, 1)]
+    assert np.any(orders[0] != orders[1])
 
 
 def test_the_test_base_changes_nothing_but_its_own_figures(database, tmp_path):
