@@ -179,8 +179,16 @@ def test_attack_on_a_face_called_so_already_says_it(in_folder, checkpoint, capsy
     np.testing.assert_array_equal(np.fromfile("adv_man_mod.raw", np.uint8), face)
 
 
-def test_ctrl_c_while_misleading_writes_nothing(in_folder, checkpoint, monkeypatch, capsys):
-    def interrupted(search, step=Attacks.Misleading._step):
+@pytest.fixture
+def interruptible():
+    """Ctrl-C as at a terminal: a process started in the background ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_while_misleading_writes_nothing(in_folder, checkpoint, monkeypatch, capsys, interruptible):
+    def interrupted(search):
         signal.raise_signal(signal.SIGINT)
 
     monkeypatch.setattr(Attacks.Misleading, "_step", interrupted)
