@@ -33,7 +33,7 @@ class Options:
 def main(argv=None):
     options = Options(**Console.parse(Options, argv, __doc__))
     inputs = [(path, *read(path)) for path in options.path]
-    net, prefix = Models.load(options.checkpoint or Console.default_checkpoint())
+    net, _ = Models.load(options.checkpoint or Console.default_checkpoint())
     answers = [measure(path, faces, net) if isinstance(faces, Dataset.DataSet) else look(path, faces, net)
                for path, faces, _ in inputs]
     seen = [(face, answer) for (_, face, _), answer in zip(inputs, answers) if "label" in answer]

@@ -14,7 +14,7 @@ import Dataset
 import Main
 import Models
 import Training
-from conftest import REAL_FACES
+from conftest import REAL_FACES, write_database
 
 RECIPE = Training.Recipe(epochs=2, batch_size=32, precision="float32")
 
@@ -277,3 +277,14 @@ def test_learns_real_faces(in_folder):
                  "--epochs", "3", "--out", "run"]
     assert Console.run(Main.main, arguments) == 0
     assert json.loads((in_folder / "run" / "metrics.json").read_text())["test"]["accuracy"] > 0.8
+
+
+def test_without_databases_named_it_takes_the_largest_and_the_test_base(in_folder, monkeypatch, capsys):
+    for name, count in ("1k", 40), ("10k", 80), ("test10k", 120):
+        write_database(in_folder, name, count)
+    monkeypatch.setattr(Dataset.default_databases, "__defaults__", (in_folder,))
+    assert Console.run(Main.main, ["--net", "small", "--epochs", "1", "--out", "run", "--logs", "none"]) == 0
+    out = capsys.readouterr().out
+    assert "76 faces to learn, 4 to validate, 120 to test" in out
+    assert out.splitlines()[-1].endswith(" of 120)")
+    assert not (in_folder / "logs").exists()
