@@ -179,6 +179,14 @@ class Progress:
 
 # Pictures
 
+def ask(net, face):
+    """What a net says of one face ([48, 48] or [2304] uint8): {"label", "probability", "logits"}."""
+    logits = net(tf.constant(Dataset.to_float(face).reshape(1, -1)))
+    label, probability = int(tf.argmax(logits, axis=1)[0]), tf.nn.softmax(logits)[0].numpy()
+    return {"label": Dataset.LABELS[label], "probability": float(probability[label]),
+            "logits": logits[0].numpy().tolist()}
+
+
 def verdict(answer):
     """`woman 97.3 %` of a dict with label and probability."""
     return f"{answer['label']} {100 * answer['probability']:.1f} %"

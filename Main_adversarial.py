@@ -15,8 +15,6 @@ import time
 from pathlib import Path
 from typing import Annotated
 
-import numpy as np
-import tensorflow as tf
 from PIL import Image
 
 import Attacks
@@ -108,11 +106,9 @@ def describe(net, found, paths, wrong):
     """What the net says of the files _ori.raw and _mod.raw, and how far apart they are."""
     report = {"paths": paths, "wrong_label": Dataset.LABELS[wrong]}
     for when, kind in ("before", "ori"), ("after", "mod"):
-        face, _ = Dataset.read_face(paths[kind])
-        probability = tf.nn.softmax(net(tf.constant(Dataset.to_float(face).reshape(1, -1))))[0].numpy()
-        label = int(np.argmax(probability))
-        report[when] = {"label": Dataset.LABELS[label], "probability": float(probability[label]),
-                        "probability_of_wrong_label": float(probability[wrong])}
+        answer = Console.ask(net, Dataset.read_face(paths[kind])[0])
+        share = answer["probability"] if answer["label"] == report["wrong_label"] else 1.0 - answer["probability"]
+        report[when] = answer | {"probability_of_wrong_label": share}
     report["fools"] = report["after"]["label"] == report["wrong_label"]
     grey = {norm: float(value[0]) for norm, value in Attacks.distances(found.original, found.modified).items()}
     return report | {"pixels_changed": int(grey.pop("pixels_changed")), "grey_levels": grey,

@@ -34,8 +34,8 @@ def main(argv=None):
     options = Options(**Console.parse(Options, argv, __doc__))
     inputs = [(path, *read(path)) for path in options.path]
     net, _ = Models.load(options.checkpoint or Console.default_checkpoint())
-    answers = [measure(path, faces, net) if isinstance(faces, Dataset.DataSet) else look(path, faces, net)
-               for path, faces, _ in inputs]
+    answers = [measure(path, faces, net) if isinstance(faces, Dataset.DataSet)
+               else {"path": path} | Console.ask(net, faces) for path, faces, _ in inputs]
     seen = [(face, answer) for (_, face, _), answer in zip(inputs, answers) if "label" in answer]
     shown = ""
     if seen:
@@ -58,13 +58,6 @@ def read(path):
     if Path(path).suffix == ".bin":
         return Dataset.open_database(path), ""
     return Dataset.read_face(path)
-
-
-def look(path, face, net):
-    logits = net(tf.constant(Dataset.to_float(face).reshape(1, -1)))
-    label, probability = int(tf.argmax(logits, axis=1)[0]), tf.nn.softmax(logits)[0].numpy()
-    return {"path": path, "label": Dataset.LABELS[label], "probability": float(probability[label]),
-            "logits": logits[0].numpy().tolist()}
 
 
 def measure(path, dataset, net):

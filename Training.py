@@ -88,6 +88,11 @@ def split(dataset, share, seed):
     return dataset.subset(rows[count:]), dataset.subset(rows[:count])
 
 
+def _to_float(faces):
+    """Dataset.to_float as TensorFlow's operations, for the pipeline."""
+    return (tf.cast(faces, tf.float32) - 128.0) / Dataset.GREY_LEVELS
+
+
 def augment(faces, seed):
     """Flip, turn, scale, shift and light faces at random, within AUGMENTATION; borders are mirrored.
 
@@ -104,8 +109,7 @@ def augment(faces, seed):
     shift_y = middle + AUGMENTATION["shift"] * draws[3] - middle * (sin * flip + cos)
     zero = tf.zeros_like(cos)
     transforms = tf.stack([cos * flip, -sin, shift_x, sin * flip, cos, shift_y, zero, zero], axis=1)
-    images = tf.reshape((tf.cast(faces, tf.float32) - 128.0) / Dataset.GREY_LEVELS,
-                        [count, Dataset.SIDE, Dataset.SIDE, 1])
+    images = tf.reshape(_to_float(faces), [count, Dataset.SIDE, Dataset.SIDE, 1])
     images = tf.raw_ops.ImageProjectiveTransformV3(
         images=images, transforms=transforms, output_shape=[Dataset.SIDE, Dataset.SIDE], fill_value=0.0,
         interpolation="BILINEAR", fill_mode="REFLECT")
@@ -266,7 +270,7 @@ class Trainer:
         def prepare(seed, faces, labels):
             if self.recipe.augment:
                 return seed, augment(faces, seed), labels
-            return seed, (tf.cast(faces, tf.float32) - 128.0) / Dataset.GREY_LEVELS, labels
+            return seed, _to_float(faces), labels
 
         signature = (tf.TensorSpec([2], tf.int32), tf.TensorSpec([None, Dataset.DIM], tf.uint8),
                      tf.TensorSpec([None, 2]))

@@ -1,6 +1,7 @@
 """A user's mistake is one line on stderr (file or value, expected, found, remedy), exit code 2, and nothing written."""
 import shutil
 import sys
+import zlib
 
 import numpy as np
 import pytest
@@ -177,7 +178,7 @@ def _truncated(path):
 def _huge(path):
     content = bytearray(_picture(path, (1, 1)).read_bytes())
     content[16:24] = (20000).to_bytes(4, "big") * 2
-    content[29:33] = __import__("zlib").crc32(content[12:29]).to_bytes(4, "big")
+    content[29:33] = zlib.crc32(content[12:29]).to_bytes(4, "big")
     return _write(path, bytes(content))
 
 
