@@ -70,7 +70,7 @@ def parse(options, argv, description):
     """What the command line gives of the dataclass `options`, as a dict: only the options that it names.
 
     A field `name: Annotated[type, about] = default` becomes --name; `about` is a dict of help (text), choices,
-    low and high (numbers in [low, high)), nargs, positional (True). A type `kind | None` is parsed as kind.
+    low and high (numbers in [low, high)), nargs, positional (True), flag (instead of --name). A type `kind | None` is parsed as kind.
     """
     parser = _Parser(description=description, allow_abbrev=False, argument_default=argparse.SUPPRESS,
                      formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -86,11 +86,13 @@ def parse(options, argv, description):
         elif kind is bool:
             about["action"] = argparse.BooleanOptionalAction
         if field.default not in (None, (), dataclasses.MISSING) and kind is not bool:
-            about["help"] += f" (default: {field.default})"
+            default = " ".join(field.default) if isinstance(field.default, tuple) else field.default
+            about["help"] += f" (default: {default})"
         if about.pop("positional", False):
             parser.add_argument(field.name, **about)
         else:
-            parser.add_argument(f"--{field.name.replace('_', '-')}", **about)
+            flag = about.pop("flag", f"--{field.name.replace('_', '-')}")
+            parser.add_argument(flag, dest=field.name, **about)
     return vars(parser.parse_args(argv))
 
 
@@ -177,7 +179,26 @@ class Progress:
         print(text, flush=True)
 
 
-# Pictures
+# Answers
+
+class Committee:
+    """Several nets asked as one: the mean of their log-probabilities, over several views of each face.
+
+    views  any of "flip" (and the mirror image) and "crops" (and its four corners of 46x46 pixels, enlarged)
+    """
+
+    def __init__(self, nets, views=()):
+        self.nets, self.views = nets, views
+
+    def __call__(self, x, log_summary=False, training=False):
+        faces = [tf.reshape(x, [-1, Dataset.SIDE, Dataset.SIDE, 1])]
+        if "flip" in self.views:
+            faces += [face[:, :, ::-1] for face in faces]
+        if "crops" in self.views:
+            faces += [tf.cast(tf.image.resize(face[:, top:top + 46, left:left + 46], face.shape[1:3]), x.dtype)
+                      for face in faces for top in (0, 2) for left in (0, 2)]
+        return tf.reduce_mean([tf.nn.log_softmax(net(face)) for net in self.nets for face in faces], 0)
+
 
 def ask(net, face):
     """What a net says of one face ([48, 48] or [2304] uint8): {"label", "probability", "logits"}."""
@@ -191,6 +212,8 @@ def verdict(answer):
     """`woman 97.3 %` of a dict with label and probability."""
     return f"{answer['label']} {100 * answer['probability']:.1f} %"
 
+
+# Pictures
 
 def strip(faces, captions, columns=6):
     """Faces side by side, four times enlarged, a caption under each: a PIL picture.

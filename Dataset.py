@@ -19,6 +19,7 @@ DIM = SIDE * SIDE
 LABELS = ("man", "woman")
 ETHNICITIES = ("White", "Black", "Asian", "Indian", "other")
 AGE_BANDS = ((0, 5), (6, 15), (16, 30), (31, 50), (51, 150))
+BALANCES = ("sex", "age", "ethnicity")
 SMALLEST_PICTURE = 16  # pixels a side; fewer hold no face
 DATABASES = Path(__file__).resolve().parent / "DataBases"
 
@@ -114,7 +115,8 @@ class DataSet:
 
     Attributes nbdata, dim (2304), data (FaceArray, reads as [nbdata, 2304] float32), label ([nbdata, 2] float32
     one-hot), batchSize, curPos (where in the epoch the next batch begins), seed (0; the order of the faces depends on
-    seed and epoch alone). The faces stay on disk until they are asked for.
+    seed and epoch alone), group (None, or [nbdata] numbers of groups to draw equally often). The faces stay on disk
+    until they are asked for.
 
     Raises DataError for a file that is missing, truncated, not one-hot or of another count than the other.
     """
@@ -130,8 +132,8 @@ class DataSet:
             raise DataError(f"batchSize {batchSize}: expected 1 or more")
         self._hold(FaceArray([faces[:nbdata]]), label[:nbdata], batchSize)
 
-    def _hold(self, data, label, batch_size):
-        self.data, self.label, self.batchSize = data, label, batch_size
+    def _hold(self, data, label, batch_size, group=None):
+        self.data, self.label, self.batchSize, self.group = data, label, batch_size, group
         self.nbdata, self.dim = data.shape
         self.seed, self.epoch, self.curPos = 0, 0, 0
         self._order = None, None  # (seed, epoch), the order they give
@@ -142,19 +144,30 @@ class DataSet:
         parts = [part for dataset in datasets for part in dataset.data.parts]
         offsets = np.cumsum([0, *(dataset.data.starts[-1] for dataset in datasets)])
         rows = np.concatenate([offset + dataset.data.rows for offset, dataset in zip(offsets, datasets)])
+        groups = [dataset.group for dataset in datasets]
+        group = None if any(each is None for each in groups) else np.concatenate(groups)
         joined = cls.__new__(cls)
-        joined._hold(FaceArray(parts, rows), np.concatenate([d.label for d in datasets]), datasets[0].batchSize)
+        joined._hold(FaceArray(parts, rows), np.concatenate([d.label for d in datasets]), datasets[0].batchSize,
+                     group)
         return joined
 
     def subset(self, rows):
         """The faces at `rows` (an array of row numbers), in that order, as a DataSet."""
         subset = type(self).__new__(type(self))
-        subset._hold(FaceArray(self.data.parts, self.data.rows[rows]), self.label[rows], self.batchSize)
+        subset._hold(FaceArray(self.data.parts, self.data.rows[rows]), self.label[rows], self.batchSize,
+                     None if self.group is None else self.group[rows])
         return subset
 
     def order(self, epoch):
-        """The order of the faces in an epoch: a permutation of 0 .. nbdata - 1 that (seed, epoch) determine."""
-        return np.random.default_rng([self.seed, epoch]).permutation(self.nbdata)
+        """The order of the faces in an epoch, which (seed, epoch) determine: a permutation of 0 .. nbdata - 1.
+
+        Where `group` is given, nbdata draws instead, from each group equally often.
+        """
+        generator = np.random.default_rng([self.seed, epoch])
+        if self.group is None:
+            return generator.permutation(self.nbdata)
+        _, member, count = np.unique(self.group, return_inverse=True, return_counts=True)
+        return generator.choice(self.nbdata, self.nbdata, p=1.0 / (count[member] * len(count)))
 
     def NextTrainingBatch(self):
         """The next batch: [n, 2304] float32 faces and [n, 2] float32 labels.
@@ -279,6 +292,21 @@ def read_groups(path, nbdata):
     ages[f"{AGE_BANDS[-1][0]}+"] = age >= AGE_BANDS[-1][0]
     ages["16+"] = age >= 16
     return {"age": ages, "ethnicity": {name: ethnicity == code for code, name in enumerate(ETHNICITIES)}}
+
+
+def balance_groups(name, dataset, balance):
+    """For DataSet.group: the number of each face's group, [nbdata] int.
+
+    name     of the database, as open_database takes it;  dataset  its DataSet
+    balance  "sex", or "age" or "ethnicity": sex together with the groups of the meta_*.csv; faces of which it says
+             nothing are a group of their own
+    """
+    group = dataset.label.argmax(1)
+    meta = database_files(name)[2]
+    if balance != "sex" and meta.exists():
+        groups = read_groups(meta, dataset.nbdata)[balance]
+        group += 2 * sum(number * member for number, (title, member) in enumerate(groups.items(), 1) if title != "16+")
+    return group
 
 
 def read_face(path):

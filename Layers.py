@@ -133,17 +133,17 @@ class fc(_WeightLayer):
 class conv(_WeightLayer):
     """Convolution with SAME padding, then ReLU: [?, H, W, N] -> [?, ceil(H/stride), ceil(W/stride), output_dim].
 
-    w is [filterSize, filterSize, N, output_dim]; dropout_rate in [0, 1) acts on the output, when training.
+    w is [filterSize, filterSize, N, output_dim], or [height, width, ...] where filterSize is such a pair;
+    dropout_rate in [0, 1) acts on the output, when training.
     """
 
     def __init__(self, name, output_dim, filterSize, stride, dropout_rate=0.0, *, activation="relu", **options):
         super().__init__(name, output_dim, dropout_rate, activation, **options)
-        self.filterSize = filterSize
+        self.kernel = [filterSize] * 2 if isinstance(filterSize, int) else list(filterSize)
         self.stride = stride
 
     def __call__(self, x, log_summary=False, training=False):
-        return self._apply(lambda x, w: tf.nn.conv2d(x, w, self.stride, "SAME"), x, [self.filterSize] * 2,
-                           log_summary, training)
+        return self._apply(lambda x, w: tf.nn.conv2d(x, w, self.stride, "SAME"), x, self.kernel, log_summary, training)
 
 
 class maxpool(_Layer):

@@ -12,7 +12,10 @@ import time
 from pathlib import Path
 from typing import Annotated
 
+import tensorflow as tf
+
 import Dataset
+import Layers
 import Models
 import Training
 
@@ -29,13 +32,18 @@ class Options(Training.Recipe):
     nb_filter: Annotated[int | None, dict(help="filters a convolution", low=1)] = None
     dropout: Annotated[float | None, dict(help="share of values set to zero when training", low=0, high=1)] = None
     batchnorm: Annotated[bool | None, dict(help="normalise each layer over the batch")] = None
+    filter_size: Annotated[tuple, dict(help="kernel width, or height x width, of the convolutions in turn: 5, or 3x1 1x3",
+                                       nargs="+", metavar="N")] = ()
+    initializer: Annotated[str | None, dict(help="first weights", choices=list(Layers.INITIALIZERS))] = None
+    find_lr: Annotated[bool, dict(help="learning-rate range test: print the loss while the rate rises, and a rate to "
+                                  "choose; learn nothing else")] = False
     out: Annotated[str | None, dict(help="folder of the checkpoint; by default checkpoints/<net>-<time>",
                                     metavar="DIR")] = None
     logs: Annotated[str, dict(help="folder of TensorBoard's summaries, or none", metavar="DIR")] = "logs"
     resume: Annotated[bool, dict(help="go on with the interrupted training of --out, by default the newest")] = False
 
 
-NET_OPTIONS = ("nb_block", "nb_conv", "nb_filter", "dropout", "batchnorm")
+NET_OPTIONS = ("nb_block", "nb_conv", "nb_filter", "dropout", "batchnorm", "filter_size", "initializer")
 HEADER = "   step  epoch    loss    train  valid.     test  images/s     left"
 
 
@@ -45,10 +53,13 @@ def main(argv=None):
     Training.make_deterministic(options.seed)
     train, test = databases(options)
     learned, validation = Training.split(train, options.validation, options.seed)
-    net = Models.build(options.net, **{name: getattr(options, name) for name in NET_OPTIONS})
+    net = first_net(options, out, learned)
+    if options.find_lr:
+        return range_test(net, learned, options)
+    teacher = Console.Committee([Models.load(path)[0] for path in options.teacher]) if options.teacher else None
     logs = None if options.logs == "none" else Path(options.logs) / out.name
     description = json.dumps(json.loads(net.description) | {"training": dataclasses.asdict(options)}, indent=1)
-    trainer = Training.Trainer(net, learned, validation, test, options, out, logs, description)
+    trainer = Training.Trainer(net, learned, validation, test, options, out, logs, description, teacher)
     if options.resume:
         trainer.resume()
     print(f"{options.net}, {trainer.result()['parameters']:,} parameters; {learned.nbdata:,} faces to learn, "
@@ -101,15 +112,53 @@ def resumed(given):
         raise Dataset.UserError(f"{saved}: missing, or not written by Main.py; nothing to go on with there") from None
     for name, value in given.items():
         before = getattr(options, name)
-        if name not in ("resume", "out", "epochs", "logs") and value != (list(before) if name == "train" else before):
+        before = list(before) if isinstance(before, tuple) else before
+        if name not in ("resume", "out", "epochs", "logs") and value != before:
             raise Dataset.UserError(f"--resume goes on with {name} {before}, not {value}; leave the option out")
     changed = {name: given[name] for name in ("epochs", "logs") if name in given}
     return dataclasses.replace(options, resume=True, **changed), out
 
 
+def first_net(options, out, learned):
+    """The net to begin with."""
+    given = [name for name in ("net", *NET_OPTIONS) if getattr(options, name) not in (getattr(Options, name), [])]
+    if options.start and given:
+        raise Dataset.UserError(f"--from goes on with the net of {options.start}; leave --{given[0]} out")
+    if options.start:
+        return Models.load(out / "last" if options.resume else options.start)[0]
+    kernels = [filter_size(text) for text in options.filter_size]
+    sizes = {"filter_size": kernels[0] if len(kernels) == 1 else kernels or None}
+    net = Models.build(options.net, **{name: getattr(options, name) for name in NET_OPTIONS} | sizes)
+    if options.lsuv:
+        Training.whiten(net, tf.constant(learned.data[:256]), options.seed)
+    return net
+
+
+def filter_size(text):
+    """A kernel's width of `5`, its height and width of `3x1`."""
+    numbers = text.split("x")
+    if len(numbers) > 2 or not all(number.isdecimal() and 0 < int(number) <= Dataset.SIDE for number in numbers):
+        raise Dataset.UserError(f"--filter-size {text}: expected a width such as 3, or height x width such as 3x1")
+    return [int(number) for number in numbers] if len(numbers) == 2 else int(numbers[0])
+
+
+def range_test(net, learned, options):
+    tests = list(Training.find_rate(net, learned, options))
+    best = min(tests, key=lambda test: test[1])
+    print("learning rate    loss")
+    for rate, loss in tests[::5]:
+        print(f"{rate:13.1e}  {loss:6.3f}  {'#' * min(round(30 * loss), 55)}")
+    print(f"least loss at {best[0]:.1e}; choose about a tenth of that: --learning-rate {best[0] / 10:.1e}")
+    return 0
+
+
 def databases(options):
     """The DataSets to learn from and to test on (None without --test)."""
-    train = Dataset.DataSet.join([Dataset.open_database(name) for name in options.train])
+    learned = {name: Dataset.open_database(name) for name in options.train}
+    if options.balance:
+        for name, dataset in learned.items():
+            dataset.group = Dataset.balance_groups(name, dataset, options.balance)
+    train = Dataset.DataSet.join(list(learned.values()))
     if options.test is None:
         return train, None
     measured = Dataset.database_files(options.test)[0].resolve()

@@ -23,8 +23,11 @@ import Models
 class Options:
     path: Annotated[tuple, dict(help="pictures (png, jpg, ..., or .raw of 48x48 bytes), or data_*.bin databases",
                                 positional=True, nargs="+", metavar="PATH")]
-    checkpoint: Annotated[str | None, dict(help="folder or prefix; by default the newest training under checkpoints/, "
-                                           "else pretrained/", metavar="DIR_OR_PREFIX")] = None
+    checkpoint: Annotated[tuple, dict(help="folder or prefix, or several: the mean of their answers; by default the "
+                                           "newest training under checkpoints/, else pretrained/", nargs="+",
+                                      metavar="DIR_OR_PREFIX")] = ()
+    views: Annotated[tuple, dict(help="ask also about the mirror image, and about four crops, and average", nargs="+",
+                                 choices=["flip", "crops"])] = ()
     out: Annotated[str, dict(help="folder of the picture inference.png", metavar="DIR")] = "."
     json: Annotated[bool, dict(help="one JSON document on stdout, nothing else")] = False
     show: Annotated[bool, dict(help="open the picture in a window where there is a display")] = True
@@ -33,7 +36,8 @@ class Options:
 def main(argv=None):
     options = Options(**Console.parse(Options, argv, __doc__))
     inputs = [(path, *read(path)) for path in options.path]
-    net, _ = Models.load(options.checkpoint or Console.default_checkpoint())
+    nets = [Models.load(path)[0] for path in options.checkpoint or [Console.default_checkpoint()]]
+    net = Console.Committee(nets, options.views) if options.views or len(nets) > 1 else nets[0]
     answers = [measure(path, faces, net) if isinstance(faces, Dataset.DataSet)
                else {"path": path} | Console.ask(net, faces) for path, faces, _ in inputs]
     seen = [(face, answer) for (_, face, _), answer in zip(inputs, answers) if "label" in answer]

@@ -49,6 +49,10 @@ class Network(tf.Module):
         return {"/".join(map(str, ("net", *path))): variable for path, variable in found}
 
 
+def _sizes(filter_size):
+    return itertools.cycle([filter_size] if isinstance(filter_size, int) else filter_size)
+
+
 def _fc(name, width, layer):
     return Layers.fc(name, width, initializer=layer.get("initializer", "normal"))
 
@@ -69,14 +73,13 @@ class SmallConvNet(Network):
     """Convolutions cv1, cv2, ..., each followed by maxpool 2, then fc.
 
     filters      depth of each convolution: (64, 32, 16) is nn4, 24,882 parameters; (3, 6, 12) the course's small one
-    filter_size  kernel width, one for all or one for each
+    filter_size  kernel width, or list of widths or [height, width] that the convolutions take in turn
     """
 
     def __init__(self, filters=(64, 32, 16), filter_size=3, dropout=0.0, **layer):
         self.unflat = Layers.unflat("unflat", 48, 48, 1)
         self.depth = len(filters)
-        sizes = itertools.repeat(filter_size) if isinstance(filter_size, int) else filter_size
-        for number, (depth, size) in enumerate(zip(filters, sizes), 1):
+        for number, (depth, size) in enumerate(zip(filters, _sizes(filter_size)), 1):
             setattr(self, f"cv{number}", Layers.conv(f"cv{number}", depth, size, 1, dropout, **layer))
         self.mp = Layers.maxpool("pool", 2)
         self.flat = Layers.flat()
@@ -92,13 +95,12 @@ class ConvNet(Network):
     """The deep one, layers in `list`: nb_block times (nb_conv convolutions, maxpool 2), then fc.
 
     filters      depth of each convolution, block by block, instead of nb_block, nb_conv, nb_filter: [[16, 16], [32]]
-    filter_size  kernel width, one for all or one for each convolution
+    filter_size  as SmallConvNet's: [[3, 1], [1, 3]] factorises each 3x3 into two (Szegedy et al. 2016)
     hidden       widths of fully connected layers before the last
     """
 
     def __init__(self, nb_block=4, nb_conv=1, nb_filter=16, filter_size=3, dropout=0.0, filters=(), hidden=(), **layer):
-        blocks = filters or [[nb_filter] * nb_conv] * nb_block
-        sizes = itertools.repeat(filter_size) if isinstance(filter_size, int) else iter(filter_size)
+        blocks, sizes = filters or [[nb_filter] * nb_conv] * nb_block, _sizes(filter_size)
         self.list = [Layers.unflat("unflat", 48, 48, 1)]
         for i, block in enumerate(blocks):
             self.list += [Layers.conv(f"b{i}_cv{j}", depth, next(sizes), 1, dropout, **layer)
@@ -158,10 +160,8 @@ CLASSES = {network.__name__: network for network, _ in NETWORKS.values()}
 
 
 def build(name, **options):
-    """A new net by name and meta-parameters; an option that is None is left to the net.
-
-    Raises NetworkError for a name or an option that does not exist, ValueError for a value that makes no layer.
-    """
+    """A new net by name and meta-parameters; an option that is None is left to the net. NetworkError for a name or an
+    option that does not exist, ValueError for a value that makes no layer."""
     if name not in NETWORKS:
         raise NetworkError(f"unknown net {name!r}; expected one of {', '.join(NETWORKS)}")
     network, fixed = NETWORKS[name]

@@ -8,6 +8,7 @@ import dataclasses
 import json
 import math
 import signal
+import tempfile
 import time
 from pathlib import Path
 from typing import Annotated
@@ -24,8 +25,31 @@ METRICS = "metrics.json"
 MEASURE_STEPS = 500   # measure every epoch, or every so many steps of a longer one
 REPORT_STEPS = 10
 MEASURED_TRAINING_FACES = 2000
-WARM_UP = 0.1         # share of the steps in which the cosine schedule's learning rate rises
-AUGMENTATION = dict(rotation=0.17, scale=0.1, shift=3.0, contrast=0.25, brightness=0.12)  # radians, share, pixels, x
+AUGMENTATION = {      # name: the most it changes a face
+    "flip": 1.0,          # 1 mirrors every other face
+    "rotation": 0.17,     # radians
+    "scale": 0.1,         # share
+    "shift": 3.0,         # pixels
+    "contrast": 0.25,     # share
+    "brightness": 0.12,   # of the course's scale
+    "sharpness": 1.0,     # 1 from wholly blurred to twice as sharp
+    "cutout": 16.0,       # side of a grey square, pixels (DeVries and Taylor 2017)
+    "mixup": 0.4,         # alpha of the Beta distribution that two faces are mixed by (Zhang et al. 2018)
+}
+FALLS = {             # name: share of the peak learning rate when the share t of the steps is done
+    "constant": lambda t: 1.0,
+    "cosine": lambda t: 0.5 * (1.0 + tf.cos(math.pi * t)),                   # Loshchilov and Hutter 2017
+    "step": lambda t: 0.1 ** (tf.floor(2.0 * t) + tf.floor(4.0 / 3.0 * t)),  # a tenth at 1/2, a hundredth at 3/4
+    "inverse": lambda t: 1.0 / (1.0 + 19.0 * t),                             # 1/t, a twentieth at the end
+    "range": lambda t: 10.0 ** (7.0 * (t - 1.0)),  # the learning-rate range test: rises (Smith 2017)
+}
+LOSSES = {            # name: loss of each face, from labels and probabilities [N, 2]
+    "cross-entropy": lambda labels, p: -tf.reduce_sum(labels * tf.math.log(p), 1),
+    # Zhang and Sabuncu 2018, q = 0.7: between cross entropy and the absolute error, which wrong labels mislead least
+    "generalized": lambda labels, p: (1.0 - tf.reduce_sum(labels * p, 1) ** 0.7) / 0.7,
+    # Reed et al. 2015, soft bootstrapping: the net's own answer is a twentieth of the label
+    "bootstrap": lambda labels, p: -tf.reduce_sum((0.95 * labels + 0.05 * tf.stop_gradient(p)) * tf.math.log(p), 1),
+}
 
 OPTIMIZERS = {  # name: (class, its arguments, learning rate, weight decay)
     "sgd": (tf.keras.optimizers.SGD, {}, 0.1, 1e-3),
@@ -43,16 +67,35 @@ class Recipe:
     epochs: Annotated[int, dict(help="passes over the training faces", low=1)] = 20
     batch_size: Annotated[int, dict(help="faces a step", low=1)] = 128
     optimizer: Annotated[str, dict(help="how gradients move the weights", choices=list(OPTIMIZERS))] = "adam"
-    learning_rate: Annotated[float | None, dict(help="its highest value; by default what suits the optimizer",
-                                                low=1e-12)] = None
+    learning_rate: Annotated[float | None, dict(help="its highest value; by default what suits the optimizer, a tenth "
+                                                "of that with --from", low=1e-12)] = None
+    schedule: Annotated[str, dict(help="how the learning rate falls after the warm-up", choices=[name for name in FALLS if name != "range"])] = "cosine"
+    warm_up: Annotated[float, dict(help="share of the steps in which the learning rate rises", low=0, high=1)] = 0.1
     weight_decay: Annotated[float | None, dict(help="decoupled L2 regularization (AdamW), in units of the learning "
                                                "rate; by default what suits the optimizer", low=0)] = None
-    schedule: Annotated[str, dict(help="learning rate: warm-up then cosine to zero, or constant",
-                                  choices=["cosine", "constant"])] = "cosine"
+    l1: Annotated[float, dict(help="weight of the L1 penalty on the weights", low=0)] = 0.0
+    clip_norm: Annotated[float | None, dict(help="the longest gradient, all weights together", low=1e-12)] = None
+    averaging: Annotated[float, dict(help="share that the moving average of the weights keeps at each step; the average "
+                                     "is what is measured and used; 0 averages nothing", low=0, high=1)] = 0.99
+    loss: Annotated[str, dict(help="what is minimised; the others mind wrong labels less",
+                              choices=list(LOSSES))] = "cross-entropy"
     label_smoothing: Annotated[float, dict(help="share of each label given to both classes", low=0, high=1)] = 0.1
-    augment: Annotated[bool, dict(help="flip, turn, scale, shift and light the training faces at random")] = True
+    augment: Annotated[tuple, dict(help="random changes of the training faces", nargs="+", metavar="CHANGE",
+                                   choices=[*AUGMENTATION, "none"])] = (
+        "flip", "rotation", "scale", "shift", "contrast", "brightness")
+    balance: Annotated[str | None, dict(help="draw each of these groups equally often; age and ethnicity are those of "
+                                        "meta_<name>.csv", choices=list(Dataset.BALANCES))] = None
+    start: Annotated[str | None, dict(help="transfer learning: begin with the weights of this checkpoint", flag="--from",
+                                      metavar="CHECKPOINT")] = None
+    freeze: Annotated[int, dict(help="layers, from the first, that do not learn", low=0)] = 0
+    lsuv: Annotated[bool, dict(help="orthogonal first weights, scaled until each layer's output has variance one")] = False
+    teacher: Annotated[tuple, dict(help="distillation: learn what these checkpoints together say of each face",
+                                   nargs="+", metavar="CHECKPOINT")] = ()
+    teaching: Annotated[float, dict(help="share of the teachers' answer in the label", low=0, high=1.001)] = 0.7
     validation: Annotated[float, dict(help="share of the training faces kept to choose the best weights on",
                                       low=0.001, high=0.9)] = 0.05
+    patience: Annotated[int | None, dict(help="early stopping: end after so many measures without a better validation "
+                                         "accuracy", low=1)] = None
     precision: Annotated[str, dict(help="compute in bfloat16, in float32, or in what this machine is built for",
                                    choices=["auto", "bfloat16", "float32"])] = "auto"
     seed: Annotated[int, dict(help="of weights, order, augmentation, dropout", low=0, high=2**31)] = 0
@@ -93,68 +136,170 @@ def _to_float(faces):
     return (tf.cast(faces, tf.float32) - 128.0) / Dataset.GREY_LEVELS
 
 
-def augment(faces, seed):
-    """Flip, turn, scale, shift and light faces at random, within AUGMENTATION; borders are mirrored.
+def augment(faces, labels, changes, seed):
+    """Change faces at random by at most AUGMENTATION, with TensorFlow's own operations: (faces, labels).
 
-    faces  [N, 2304] uint8;  seed  [2] int32;  returns [N, 2304] float32 in the course's scale
+    faces    [N, 2304] uint8;  labels  [N, 2] float32 (mixup changes them);  changes  names of AUGMENTATION
+    seed     [2] int32
+    returns  [N, 2304] float32 in the course's scale; where a face is moved inwards its borders are mirrored
     """
     count = tf.shape(faces)[0]
-    draws = tf.random.stateless_uniform([7, count], seed, -1.0, 1.0)
-    angle = AUGMENTATION["rotation"] * draws[0]
-    scale = 1.0 + AUGMENTATION["scale"] * draws[1]
-    flip = tf.sign(draws[4])
+    draws = iter(tf.unstack(tf.random.stateless_uniform([len(AUGMENTATION) + 2, count], seed, -1.0, 1.0)))
+    most = {name: AUGMENTATION[name] if name in changes else 0.0 for name in AUGMENTATION}
+    x = _to_float(faces)
+    if changes & {"flip", "rotation", "scale", "shift"}:
+        x = _move(x, most, draws)
+    if "sharpness" in changes:
+        image = tf.reshape(x, [count, Dataset.SIDE, Dataset.SIDE, 1])
+        blurred = tf.nn.avg_pool2d(tf.pad(image, [[0, 0], [1, 1], [1, 1], [0, 0]], "REFLECT"), 3, 1, "VALID")
+        x += most["sharpness"] * next(draws)[:, None] * (x - tf.reshape(blurred, [count, Dataset.DIM]))
+    if changes & {"contrast", "brightness"}:
+        x = x * (1.0 + most["contrast"] * next(draws)[:, None]) + most["brightness"] * next(draws)[:, None]
+    x = tf.clip_by_value(x, Dataset.BLACK, Dataset.WHITE)
+    if "cutout" in changes:
+        middle = Dataset.SIDE / 2 * (1.0 + tf.stack([next(draws), next(draws)], 1))
+        near = tf.abs(tf.range(Dataset.SIDE, dtype=tf.float32) + 0.5 - middle[:, :, None]) < most["cutout"] / 2
+        x = tf.where(tf.reshape(near[:, 0, :, None] & near[:, 1, None, :], [count, Dataset.DIM]), 0.0, x)
+    if "mixup" in changes:
+        gammas = tf.random.stateless_gamma([2, count, 1], seed, most["mixup"])
+        share = tf.math.divide_no_nan(gammas[0], gammas[0] + gammas[1])
+        x, labels = (share * value + (1.0 - share) * tf.reverse(value, [0]) for value in (x, labels))
+    return x, labels
+
+
+def _move(x, most, draws):
+    """Mirror, turn, scale and shift faces [N, 2304], each by its own draw in [-1, 1), in one interpolation."""
+    angle, scale = most["rotation"] * next(draws), 1.0 + most["scale"] * next(draws)
+    flip = tf.where(most["flip"] * next(draws) < 0.0, -1.0, 1.0)
     cos, sin = scale * tf.cos(angle), scale * tf.sin(angle)
     middle = (Dataset.SIDE - 1) / 2
-    shift_x = middle + AUGMENTATION["shift"] * draws[2] - middle * (cos * flip - sin)
-    shift_y = middle + AUGMENTATION["shift"] * draws[3] - middle * (sin * flip + cos)
+    shift_x = middle + most["shift"] * next(draws) - middle * (cos * flip - sin)
+    shift_y = middle + most["shift"] * next(draws) - middle * (sin * flip + cos)
     zero = tf.zeros_like(cos)
     transforms = tf.stack([cos * flip, -sin, shift_x, sin * flip, cos, shift_y, zero, zero], axis=1)
-    images = tf.reshape(_to_float(faces), [count, Dataset.SIDE, Dataset.SIDE, 1])
     images = tf.raw_ops.ImageProjectiveTransformV3(
-        images=images, transforms=transforms, output_shape=[Dataset.SIDE, Dataset.SIDE], fill_value=0.0,
-        interpolation="BILINEAR", fill_mode="REFLECT")
-    contrast, brightness = AUGMENTATION["contrast"] * draws[5], AUGMENTATION["brightness"] * draws[6]
-    x = tf.reshape(images, [count, Dataset.DIM]) * (1.0 + contrast[:, None]) + brightness[:, None]
-    return tf.clip_by_value(x, Dataset.BLACK, Dataset.WHITE)
+        images=tf.reshape(x, [-1, Dataset.SIDE, Dataset.SIDE, 1]), transforms=transforms,
+        output_shape=[Dataset.SIDE, Dataset.SIDE], fill_value=0.0, interpolation="BILINEAR", fill_mode="REFLECT")
+    return tf.reshape(images, [-1, Dataset.DIM])
 
 
 def peak_rate(recipe):
-    """The highest learning rate: the recipe's, or else what suits its optimizer."""
-    return OPTIMIZERS[recipe.optimizer][2] if recipe.learning_rate is None else recipe.learning_rate
+    """The highest learning rate: the recipe's, or else what suits its optimizer, a tenth of that in transfer learning."""
+    if recipe.learning_rate is not None:
+        return recipe.learning_rate
+    return OPTIMIZERS[recipe.optimizer][2] * (0.1 if recipe.start else 1.0)
 
 
 def scheduled_rate(recipe, step, total):
     """The learning rate of a step, 0 .. total - 1: float32 scalar.
 
-    Constant, or a linear warm-up over WARM_UP of the steps, then half a cosine to zero (Loshchilov and Hutter 2017).
+    It rises in a line over the first share `warm_up` of the steps, then falls as FALLS says.
     """
-    peak = peak_rate(recipe)
-    if recipe.schedule == "constant":
-        return tf.constant(peak)
     done = (tf.cast(step, tf.float32) + 1.0) / total
-    falling = tf.clip_by_value((done - WARM_UP) / (1.0 - WARM_UP), 0.0, 1.0)
-    return peak * tf.minimum(done / WARM_UP, 0.5 * (1.0 + tf.cos(math.pi * falling)))
+    falling = tf.clip_by_value((done - recipe.warm_up) / (1.0 - recipe.warm_up), 0.0, 1.0)
+    rising = tf.minimum(done / recipe.warm_up, 1.0) if recipe.warm_up else 1.0
+    return peak_rate(recipe) * tf.minimum(rising, FALLS[recipe.schedule](falling))
 
 
-def make_optimizer(recipe, net):
-    """The recipe's optimizer, built for the net; biases and BatchNorm's parameters do not decay."""
+def make_optimizer(recipe, variables):
+    """The recipe's optimizer, built for these variables; biases and BatchNorm's parameters do not decay."""
     kind, arguments, _, weight_decay = OPTIMIZERS[recipe.optimizer]
     weight_decay = weight_decay if recipe.weight_decay is None else recipe.weight_decay
-    optimizer = kind(peak_rate(recipe), weight_decay=weight_decay or None, **arguments)
-    optimizer.exclude_from_weight_decay(var_list=[v for v in net.trainable_variables if v.shape.rank < 2])
-    optimizer.build(net.trainable_variables)
+    optimizer = kind(peak_rate(recipe), weight_decay=weight_decay or None, global_clipnorm=recipe.clip_norm, **arguments)
+    optimizer.exclude_from_weight_decay(var_list=[v for v in variables if v.shape.rank < 2])
+    optimizer.build(variables)
     return optimizer
 
 
-class _OptimizerState(tf.Module):
-    """An optimizer's own variables, under the paths that Keras's optimizer gives them in a checkpoint.
+def weight_layers(net):
+    """The net's layers with weights, in the order of their calls."""
+    return [part for layer in net.sequence() if isinstance(layer, tf.Module)
+            for part in (layer, *layer.submodules) if hasattr(part, "w")]
+
+
+def learning_variables(net, freeze):
+    """The trainable variables but for those of the first `freeze` layers with weights."""
+    layers = weight_layers(net)
+    if freeze >= len(layers):
+        raise Dataset.UserError(f"--freeze {freeze}: the net has {len(layers)} layers with weights; one must learn")
+    frozen = {id(variable) for layer in layers[:freeze] for variable in layer.trainable_variables}
+    return [variable for variable in net.trainable_variables if id(variable) not in frozen]
+
+
+def whiten(net, faces, seed):
+    """LSUV (Mishkin and Matas 2016): orthogonal weights, scaled until each layer's output has variance one.
+
+    faces  [N, 2304] float32, a batch of the faces to learn
+    """
+    for number, layer in enumerate(weight_layers(net)):
+        rows, columns = math.prod(layer.w.shape[:-1]), layer.w.shape[-1]
+        orthogonal = tf.keras.initializers.Orthogonal(seed=seed + number)([max(rows, columns), min(rows, columns)])
+        layer.w.assign(tf.reshape(orthogonal if rows >= columns else tf.transpose(orthogonal), layer.w.shape))
+        outputs = []
+        normal, layer.bn = layer.bn, lambda y, *_: outputs.append(y) or y  # sees what BatchNorm would
+        net(faces)
+        layer.bn = normal
+        layer.w.assign(layer.w / (tf.math.reduce_std(outputs[0]) + 1e-6))
+
+
+def find_rate(net, train, recipe, steps=200):
+    """The learning-rate range test (Smith 2017): the rate rises from 1e-6 to 10 while the net learns.
+
+    Yields (rate, loss) of each step, the loss averaged over the last steps; ends where it is four times the least, or
+    no number. The net is spoiled after it.
+    """
+    rows = train.order(0)[:steps * recipe.batch_size]
+    recipe = dataclasses.replace(recipe, schedule="range", learning_rate=10.0, warm_up=0.0, averaging=0.0,
+                                 epochs=math.ceil(steps * recipe.batch_size / len(rows)))
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = Trainer(net, train.subset(rows), train.subset(rows[:1]), None, recipe, folder, None, net.description)
+        average, least = 0.0, math.inf
+        for step, batch in enumerate(trainer.batches(0), 1):
+            average = 0.95 * average + 0.05 * float(trainer.learn(*batch))
+            loss = average / (1.0 - 0.95**step)
+            if not loss < 4.0 * least:
+                return
+            least = min(least, loss)
+            yield float(trainer.optimizer.learning_rate), loss
+
+
+class _Variables(tf.Module):
+    """Variables under the paths that Keras's optimizer gives its own in a checkpoint.
 
     The optimizer itself would bring the net's variables too, and a checkpoint would file them under the optimizer.
     """
 
-    def __init__(self, optimizer):
+    def __init__(self, variables):
         super().__init__()
-        self._variables = optimizer.variables
+        self._variables = variables
+
+
+class Average:
+    """The moving average of a net's variables: `average <- share * average + (1 - share) * variable` at each update.
+
+    At the n-th update no more than n / (n + 9) is kept, so that the first weights are soon forgotten.
+    """
+
+    def __init__(self, net, share):
+        self.net, self.share = net, share
+        self.variables = [tf.Variable(variable, trainable=False) for variable in net.variables if share]
+
+    def update(self, number):
+        """Inside the compiled step; number  int64 scalar, 1 at the first update"""
+        number = tf.cast(number, tf.float32)
+        new = 1.0 - tf.minimum(self.share, number / (number + 9.0))
+        for average, variable in zip(self.variables, self.net.variables):
+            average.assign_sub(new * (average - variable))
+
+    @contextlib.contextmanager
+    def in_place(self):
+        """Inside, the net holds the averages."""
+        own = [tf.identity(variable) for variable in self.net.variables if self.share]
+        for variable, average in zip(self.net.variables, self.variables):
+            variable.assign(average)
+        yield
+        for variable, value in zip(self.net.variables, own):
+            variable.assign(value)
 
 
 class Trainer:
@@ -166,9 +311,10 @@ class Trainer:
     out      folder of the best weights, of last/ (to resume from) and of metrics.json
     logs     folder of TensorBoard's summaries, or None for none
     description  content of network.json
+    teacher  a net, or what is called like one; its answer becomes a share of the labels (Hinton et al. 2015)
     """
 
-    def __init__(self, net, train, validation, test, recipe, out, logs, description):
+    def __init__(self, net, train, validation, test, recipe, out, logs, description, teacher=None):
         self.net, self.train, self.recipe, self.out = net, train, recipe, Path(out)
         train.seed = recipe.seed
         sample = train.subset(np.arange(min(train.nbdata, MEASURED_TRAINING_FACES)))
@@ -176,9 +322,13 @@ class Trainer:
         self.steps_per_epoch = math.ceil(train.nbdata / recipe.batch_size)
         self.total = recipe.epochs * self.steps_per_epoch
         self.dtype = compute_dtype(recipe.precision)
-        self.optimizer = make_optimizer(recipe, net)
+        self.variables = learning_variables(net, recipe.freeze)
+        self.optimizer = make_optimizer(recipe, self.variables)
+        self.average = Average(net, recipe.averaging)
+        self.teacher = teacher
         self.step = tf.Variable(0, dtype=tf.int64)
-        self.checkpoint = tf.train.Checkpoint(step=self.step, optimizer=_OptimizerState(self.optimizer), net=net)
+        self.checkpoint = tf.train.Checkpoint(step=self.step, optimizer=_Variables(self.optimizer.variables), net=net,
+                                              average=_Variables(self.average.variables))
         self.logs = Path(logs) if logs else None
         for folder in filter(None, (self.out, self.logs)):
             Dataset.make_folder(folder)
@@ -214,7 +364,9 @@ class Trainer:
         writers = self._open_summaries()
         with self._interruptible():
             started, first = time.monotonic(), int(self.step)
-            for step, (seed, x, y) in enumerate(self._batches(first), first + 1):
+            for step, (seed, x, y) in enumerate(self.batches(first), first + 1):
+                if self._impatient():
+                    return
                 loss = self.learn(seed, x, y)
                 self.interval = [self.interval[0] + loss, self.interval[1] + 1]
                 measure = step == self.total or step % min(self.steps_per_epoch, MEASURE_STEPS) == 0
@@ -222,7 +374,8 @@ class Trainer:
                     elapsed = time.monotonic() - started
                     self.seconds += elapsed
                     if measure:
-                        self._measure(elapsed / max(step - first, 1), writers)
+                        with self.average.in_place():
+                            self._measure(elapsed / max(step - first, 1), writers)
                         yield self.curve[-1]
                     self._save_last()
                     started, first = time.monotonic(), step
@@ -245,18 +398,25 @@ class Trainer:
                            "interval": [float(self.interval[0]), self.interval[1]], "curve": self.curve}
 
     def _learn(self, seed, x, y):
-        smoothing = self.recipe.label_smoothing
+        x = tf.cast(x, self.dtype)
+        labels = y * (1.0 - self.recipe.label_smoothing) + self.recipe.label_smoothing / 2.0
+        if self.teacher:
+            taught = tf.nn.softmax(tf.cast(self.teacher(x), tf.float32))
+            labels = (1.0 - self.recipe.teaching) * labels + self.recipe.teaching * taught
         with tf.GradientTape() as tape, Layers.dropout_seed(seed):
-            logits = tf.cast(self.net(tf.cast(x, self.dtype), False, True), tf.float32)
-            labels = y * (1.0 - smoothing) + smoothing / 2.0
-            loss = tf.reduce_mean(tf.nn.softmax_cross_entropy_with_logits(labels, logits))
-        gradients = tape.gradient(loss, self.net.trainable_variables)
+            logits = tf.cast(self.net(x, False, True), tf.float32)
+            probabilities = tf.nn.softmax(logits) * (1.0 - 2e-7) + 1e-7
+            loss = tf.reduce_mean(LOSSES[self.recipe.loss](labels, probabilities))
+            if self.recipe.l1:
+                loss += self.recipe.l1 * tf.add_n([tf.reduce_sum(tf.abs(v)) for v in self.variables if v.shape.rank > 1])
+        gradients = tape.gradient(loss, self.variables)
         self.optimizer.learning_rate.assign(scheduled_rate(self.recipe, self.step, self.total))
-        self.optimizer.apply_gradients(zip(gradients, self.net.trainable_variables))
+        self.optimizer.apply_gradients(zip(gradients, self.variables))
         self.step.assign_add(1)
+        self.average.update(self.step)
         return loss
 
-    def _batches(self, first):
+    def batches(self, first):
         """(seed, faces, labels) of the steps from `first` on, each prepared while the step before runs."""
         def rows():
             order = (-1, None)
@@ -268,9 +428,7 @@ class Trainer:
                 yield (self.recipe.seed, step), self.train.data.grey(chosen), self.train.label[chosen]
 
         def prepare(seed, faces, labels):
-            if self.recipe.augment:
-                return seed, augment(faces, seed), labels
-            return seed, _to_float(faces), labels
+            return seed, *augment(faces, labels, set(self.recipe.augment), seed)
 
         signature = (tf.TensorSpec([2], tf.int32), tf.TensorSpec([None, Dataset.DIM], tf.uint8),
                      tf.TensorSpec([None, 2]))
@@ -300,6 +458,11 @@ class Trainer:
         return max(self.curve, default=None,
                    key=lambda row: (row["validation_accuracy"], -row["validation_cross_entropy"]))
 
+    def _impatient(self):
+        """Whether as many measures as the recipe's patience have passed since the best."""
+        patience = self.recipe.patience
+        return patience and self.curve and len(self.curve) - 1 - self.curve.index(self._best_row()) >= patience
+
     def _save_last(self):
         self.last.save(int(self.step))
         Dataset.write_whole(self.out / METRICS, json.dumps(self.result(), indent=1).encode())
@@ -325,7 +488,7 @@ class Trainer:
             tf.summary.graph(self.predict.get_concrete_function().graph)
         with writers["validation"].as_default(step=int(self.step)):
             options = dataclasses.asdict(self.recipe) | {"learning_rate": peak_rate(self.recipe)}
-            hparams.hparams({name: value if isinstance(value, (bool, int, float, str)) else " ".join(value)
+            hparams.hparams({name: value if isinstance(value, (bool, int, float, str)) else " ".join(map(str, value))
                              for name, value in options.items() if value is not None}, trial_id=self.out.name)
         return writers
 

@@ -96,7 +96,7 @@ def fit(model, dataset, steps):
 
 def ours(net, dataset, steps, precision, folder):
     """Main.py's loop, batches from the mapped file; `steps` of it a round, counted from one report to a later one."""
-    recipe = Training.Recipe(epochs=10**4, batch_size=BATCH, augment=False, precision=precision)
+    recipe = Training.Recipe(epochs=10**4, batch_size=BATCH, augment=(), averaging=0.0, precision=precision)
     trainer = Training.Trainer(net, dataset, dataset.subset(range(2)), None, recipe, folder, None, net.description)
     reports = trainer.run()
 

@@ -86,6 +86,8 @@ def test_densenet_goes_from_48x48x1_to_3x3x32_to_2():
     ({"nb_block": 3, "nb_conv": 2, "nb_filter": 8}, convolution(1, 8) + 5 * convolution(8, 8) + 6 * 6 * 8 * 2 + 2),
     ({"nb_block": 2, "nb_conv": 3, "nb_filter": 4, "filter_size": 5, "batchnorm": True},
      convolution(1, 4, 5) + 5 * convolution(4, 4, 5) + 6 * (4 + 4) + 12 * 12 * 4 * 2 + 2),
+    ({"nb_block": 1, "nb_conv": 4, "nb_filter": 4, "filter_size": [[3, 1], [1, 5]]},
+     12 + 4 + 80 + 4 + 48 + 4 + 80 + 4 + 24 * 24 * 4 * 2 + 2),
     ({"filters": [[3, 5], [7]], "filter_size": [1, 3, 5], "hidden": [11]},
      convolution(1, 3, 1) + convolution(3, 5, 3) + convolution(5, 7, 5) + 12 * 12 * 7 * 11 + 11 + 11 * 2 + 2),
     ({"dropout": 0.3, "initializer": "he", "nb_filter": None}, 7_410)], ids=str)
@@ -376,8 +378,8 @@ BROKEN = {
     "impossible dropout": described(dropout=2), "filters is a number": described(filters=3),
     "negative filters": described(filters=[-3, 6, 12]), "fractional filters": described(filters=[3.5, 6, 12]),
     "filters are words": described(filters=["a", "b", "c"]), "filter size 0": described(filter_size=0),
-    "too few filter sizes": described(filter_size=[3]), "filter size is a word": described(filter_size="3"),
-    "too few filter sizes of a deep net": described("ConvNet", filter_size=[3]),
+    "no filter sizes": described(filter_size=[]), "filter size is a word": described(filter_size="3"),
+    "no filter sizes of a deep net": described("ConvNet", filter_size=[]),
 }
 
 

@@ -148,44 +148,112 @@ def test_checkpoint_has_the_courses_paths_and_restores_in_a_students_script(data
     assert int(optimizer.iterations) == training.total
 
 
-def test_augmentation_without_amplitude_is_the_pixel_scale_or_its_mirror(monkeypatch):
-    monkeypatch.setattr(Training, "AUGMENTATION", dict.fromkeys(Training.AUGMENTATION, 0.0))
-    faces = np.random.default_rng(0).integers(0, 256, (64, Dataset.DIM), np.uint8)
-    x = Training.augment(tf.constant(faces), tf.constant([0, 1])).numpy().reshape(-1, 48, 48)
-    plain = Dataset.to_float(faces).reshape(-1, 48, 48)
+LABELS = tf.constant([[1.0, 0.0]])
+
+
+def changed(faces, changes, seed=(0, 1), labels=None):
+    """Faces ([N, 2304] uint8) as `augment` changes them, [N, 48, 48] in the course's scale."""
+    labels = tf.tile(LABELS, [len(faces), 1]) if labels is None else labels
+    x, _ = Training.augment(tf.constant(faces), labels, set(changes), tf.constant(seed))
+    return x.numpy().reshape(-1, 48, 48)
+
+
+def noise(count, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (count, Dataset.DIM), np.uint8)
+
+
+def test_no_change_is_the_pixel_scale():
+    faces = noise(8)
+    np.testing.assert_array_equal(changed(faces, []).reshape(8, -1), Dataset.to_float(faces))
+
+
+def test_flip_mirrors_about_every_other_face():
+    faces = noise(64)
+    x, plain = changed(faces, ["flip"]), Dataset.to_float(faces).reshape(-1, 48, 48)
     same = np.abs(x - plain).max((1, 2)) < 1e-4
     mirrored = np.abs(x - plain[:, :, ::-1]).max((1, 2)) < 1e-4
     assert np.all(same ^ mirrored)
     assert 16 < same.sum() < 48
 
 
-def test_augmentation_depends_on_its_seed_alone_and_stays_a_picture():
-    faces = tf.constant(np.random.default_rng(0).integers(0, 256, (40, Dataset.DIM), np.uint8))
-    one, again, other = (Training.augment(faces, tf.constant(seed)).numpy() for seed in ([0, 5], [0, 5], [0, 6]))
+@pytest.mark.parametrize("change", [*Training.AUGMENTATION])
+def test_each_change_depends_on_its_seed_alone_and_stays_a_picture(change):
+    faces = noise(40)
+    one, again, other = (changed(faces, [change], seed) for seed in ((0, 5), (0, 5), (0, 6)))
     np.testing.assert_array_equal(one, again)
     assert np.abs(one - other).mean() > 0.02
     assert one.min() >= Dataset.BLACK and one.max() <= Dataset.WHITE
 
 
-@pytest.mark.parametrize("amplitude, moved", [("shift", 3.0), ("rotation", 24 * math.sqrt(2) * 0.17), ("scale", 3.4)])
-def test_augmentation_moves_a_dot_no_further_than_its_amplitude(monkeypatch, amplitude, moved):
-    whole = Training.AUGMENTATION[amplitude]
-    monkeypatch.setattr(Training, "AUGMENTATION", dict.fromkeys(Training.AUGMENTATION, 0.0) | {amplitude: whole})
+@pytest.mark.parametrize("change, moved", [("shift", 3.0 * math.sqrt(2)), ("rotation", 24 * math.sqrt(2) * 0.17),
+                                           ("scale", 3.4)])
+def test_a_dot_moves_no_further_than_the_change_allows(change, moved):
     face = np.zeros((48, 48), np.uint8)
-    face[10:13, 22:25] = 255  # the mirror keeps it within a pixel of its place
-    x = Training.augment(tf.constant(np.tile(face.reshape(1, -1), (50, 1))), tf.constant([0, 1])).numpy() + 0.5
-    x = x.reshape(-1, 48, 48)
+    face[10:13, 22:25] = 255
+    x = changed(np.tile(face.reshape(1, -1), (50, 1)), [change]) + 0.5
     rows = (x.sum(2) * np.arange(48)).sum(1) / x.sum((1, 2))
     columns = (x.sum(1) * np.arange(48)).sum(1) / x.sum((1, 2))
-    far = np.hypot(rows - 11, columns - 23.5) - 0.6
-    assert far.max() <= moved * (math.sqrt(2) if amplitude == "shift" else 1)
-    assert far.max() > 0.3 * moved * (0.5 if amplitude != "shift" else 1)
+    far = np.hypot(rows - 11, columns - 23) - 0.1
+    assert 0.15 * moved < far.max() <= moved
 
 
-def test_cosine_schedule_by_hand():
-    golden = {0: 2e-4, 4: 1e-3, 9: 2e-3, 54: 1e-3, 99: 0.0}
+def test_light_is_a_line_of_the_grey_levels():
+    face = np.arange(2304, dtype=np.float64) / 2304 * 64 + 96
+    x = changed(np.tile(face.astype(np.uint8), (50, 1)), ["contrast", "brightness"]).reshape(50, -1)
+    plain = Dataset.to_float(face.astype(np.uint8))
+    for row in x:
+        gain, offset = np.polyfit(plain, row, 1)
+        np.testing.assert_allclose(row, gain * plain + offset, atol=1e-5)
+        assert 0.75 <= gain <= 1.25 and abs(offset) <= 0.12
+
+
+def test_sharpness_adds_a_share_of_what_a_3x3_mean_takes_away():
+    faces = np.tile(noise(1), (30, 1)) // 8 + 112
+    plain = Dataset.to_float(faces[0]).reshape(48, 48)
+    padded = np.pad(plain, 1, "reflect")
+    mean = sum(padded[i:i + 48, j:j + 48] for i in range(3) for j in range(3)) / 9
+    shares = []
+    for x in changed(faces, ["sharpness"]):
+        shares.append(((x - plain) * (plain - mean)).sum() / ((plain - mean)**2).sum())
+        np.testing.assert_allclose(x, plain + shares[-1] * (plain - mean), atol=1e-5)
+    assert -1.0 <= min(shares) < -0.5 and 0.5 < max(shares) <= 1.0
+
+
+def test_cutout_greys_one_square_of_each_face():
+    x = changed(np.full((50, Dataset.DIM), 255, np.uint8), ["cutout"])
+    grey = x == 0.0
+    assert np.all(grey | (x == Dataset.WHITE))
+    assert grey.sum((1, 2)).max() == 256
+    for face in grey:
+        rows, columns = face.any(1), face.any(0)
+        assert 8 <= rows.sum() <= 16 and 8 <= columns.sum() <= 16
+        np.testing.assert_array_equal(face, rows[:, None] & columns[None])
+
+
+def test_mixup_mixes_a_face_and_its_label_with_another_in_the_same_share():
+    faces, labels = noise(64), np.eye(2, dtype=np.float32)[np.arange(64) % 2]
+    x, mixed = Training.augment(tf.constant(faces), tf.constant(labels), {"mixup"}, tf.constant([0, 1]))
+    share = np.where(np.arange(64) % 2, mixed[:, 1], mixed[:, 0])[:, None]
+    plain = Dataset.to_float(faces)
+    np.testing.assert_allclose(x, share * plain + (1 - share) * plain[::-1], atol=1e-5)
+    np.testing.assert_allclose(mixed.numpy().sum(1), 1.0, atol=1e-6)
+    assert np.mean((share < 0.1) | (share > 0.9)) > 0.3 and share.std() > 0.2  # Beta(0.4, 0.4)
+
+
+@pytest.mark.parametrize("schedule, golden", [
+    ("cosine", {0: 2e-4, 4: 1e-3, 9: 2e-3, 54: 1e-3, 99: 0.0}), ("constant", {4: 1e-3, 9: 2e-3, 99: 2e-3}),
+    ("step", {4: 1e-3, 53: 2e-3, 54: 2e-4, 77: 2e-5, 98: 2e-5}), ("inverse", {4: 1e-3, 9: 2e-3, 54: 2e-3 / 10.5, 99: 1e-4})])
+def test_schedules_by_hand(schedule, golden):
     for step, rate in golden.items():
-        assert float(Training.scheduled_rate(Training.Recipe(), step, 100)) == pytest.approx(rate, abs=1e-9)
+        recipe = Training.Recipe(schedule=schedule)
+        assert float(Training.scheduled_rate(recipe, step, 100)) == pytest.approx(rate, rel=1e-4, abs=1e-9)
+
+
+def test_no_warm_up_begins_at_the_peak_and_transfer_at_a_tenth():
+    recipe = Training.Recipe(schedule="constant", warm_up=0.0)
+    assert float(Training.scheduled_rate(recipe, 0, 100)) == pytest.approx(2e-3)
+    assert Training.peak_rate(dataclasses.replace(recipe, start="pretrained")) == pytest.approx(2e-4)
+    assert Training.peak_rate(dataclasses.replace(recipe, start="pretrained", learning_rate=0.5)) == 0.5
 
 
 def test_learning_rate_of_the_curve_is_the_schedules(database, tmp_path):
@@ -198,7 +266,7 @@ def test_learning_rate_of_the_curve_is_the_schedules(database, tmp_path):
 def test_optimizer_steps_as_its_formula(name):
     recipe = Training.Recipe(optimizer=name, learning_rate=0.1, weight_decay=0.5, schedule="constant")
     net = Models.build("perceptron", hidden=1)
-    optimizer = Training.make_optimizer(recipe, net)
+    optimizer = Training.make_optimizer(recipe, net.trainable_variables)
     w, b = net.fc1.w, net.fc1.b
     before, gradients = w.numpy(), (0.5, -0.25)
     decayed = before
@@ -224,13 +292,140 @@ def test_optimizer_steps_as_its_formula(name):
     np.testing.assert_allclose(b.numpy(), bias, atol=2e-4)  # biases do not decay
 
 
-def test_label_smoothing_by_hand(database, tmp_path):
-    training = trainer(database, tmp_path)
+P = math.exp(2) / (math.exp(2) + 1)  # what logits (2, 0) say of the first class
+
+
+@pytest.mark.parametrize("changes, expected", [
+    ({}, -(0.95 * math.log(P) + 0.05 * math.log(1 - P))), ({"label_smoothing": 0.0}, -math.log(P)),
+    ({"loss": "generalized", "label_smoothing": 0.0}, (1 - P**0.7) / 0.7),
+    ({"loss": "bootstrap", "label_smoothing": 0.0},
+     -((0.95 + 0.05 * P) * math.log(P) + 0.05 * (1 - P) * math.log(1 - P))),
+    ({"l1": 0.01, "label_smoothing": 0.0}, -math.log(P) + 0.01)])
+def test_losses_by_hand(database, tmp_path, changes, expected):
+    training = trainer(database, tmp_path, recipe=dataclasses.replace(RECIPE, **changes))
+    for variable in training.net.trainable_variables:
+        variable.assign(tf.zeros_like(variable))
+    training.net.fc.w[0, 0].assign(-1.0)  # multiplied by a zero: counts in the penalty alone
+    training.net.fc.b.assign([2.0, 0.0])
+    loss = training.learn([0, 0], tf.zeros([1, Dataset.DIM]), LABELS)
+    assert float(loss) == pytest.approx(expected, rel=1e-4)
+
+
+def test_teachers_answer_is_a_share_of_the_label(database, tmp_path):
+    recipe = dataclasses.replace(RECIPE, teaching=0.7, label_smoothing=0.0)
+    training = trainer(database, tmp_path, recipe=recipe)
+    training.teacher = lambda x: tf.constant([[-1.0, 1.0]])
     training.net.fc.w.assign(tf.zeros_like(training.net.fc.w))
     training.net.fc.b.assign([2.0, 0.0])
-    loss = training.learn([0, 0], tf.zeros([1, Dataset.DIM]), [[1.0, 0.0]])
-    p = math.exp(2) / (math.exp(2) + 1)
-    assert float(loss) == pytest.approx(-(0.95 * math.log(p) + 0.05 * math.log(1 - p)), rel=1e-5)
+    taught = 0.3 + 0.7 / (1 + math.exp(2))
+    loss = training.learn([0, 0], tf.zeros([1, Dataset.DIM]), LABELS)
+    assert float(loss) == pytest.approx(-(taught * math.log(P) + (1 - taught) * math.log(1 - P)), rel=1e-4)
+
+
+def test_clipped_gradient_is_no_longer_than_asked(database, tmp_path):
+    recipe = Training.Recipe(optimizer="sgd", learning_rate=1.0, weight_decay=0.0, schedule="constant", warm_up=0.0,
+                             clip_norm=1e-3)
+    training = trainer(database, tmp_path, recipe=recipe)
+    before = [variable.numpy() for variable in training.variables]
+    training.learn([0, 0], tf.ones([4, Dataset.DIM]), tf.tile(LABELS, [4, 1]))
+    moved = math.sqrt(sum(((v.numpy() - b)**2).sum() for v, b in zip(training.variables, before, strict=True)))
+    assert moved == pytest.approx(1e-3, rel=1e-2)
+
+
+def test_moving_average_by_hand():
+    net = Models.build("small")
+    average = Training.Average(net, 0.15)
+    first = net.fc.b.numpy()
+    expected = first
+    for number, value in enumerate((1.0, 5.0, -2.0), 1):
+        net.fc.b.assign([value, value])
+        average.update(tf.constant(number, tf.int64))
+        kept = min(0.15, number / (number + 9))
+        expected = kept * expected + (1 - kept) * value
+    with average.in_place():
+        np.testing.assert_allclose(net.fc.b, expected, rtol=1e-6)
+    np.testing.assert_array_equal(net.fc.b, [-2.0, -2.0])
+
+
+def test_the_average_is_what_is_measured_and_kept(database, tmp_path):
+    training = finish(trainer(database, tmp_path, recipe=dataclasses.replace(RECIPE, epochs=1)))
+    kept = Models.load(tmp_path)[0]
+    assert np.abs(kept.fc.w - training.net.fc.w).max() > 1e-5
+    with training.average.in_place():
+        np.testing.assert_array_equal(kept.fc.w, training.net.fc.w)
+    np.testing.assert_array_equal(Models.load(tmp_path / "last")[0].fc.w, training.net.fc.w)
+
+
+def test_patience_ends_the_training_and_a_resume_does_not_revive_it(database, tmp_path):
+    recipe = dataclasses.replace(RECIPE, epochs=30, patience=2, learning_rate=1e-9)
+    training = finish(trainer(database, tmp_path, recipe=recipe))
+    best = training.curve.index(training._best_row())
+    assert len(training.curve) == best + 3 < 30
+    resumed = trainer(database, tmp_path, recipe=recipe)
+    resumed.resume()
+    assert finish(resumed).curve == training.curve
+
+
+def test_frozen_layers_keep_their_weights(database, tmp_path):
+    training = trainer(database, tmp_path, recipe=dataclasses.replace(RECIPE, freeze=2), net="resnet", nb_filter=4)
+    layers = Training.weight_layers(training.net)
+    before = [layer.w.numpy() for layer in layers]
+    finish(training)
+    same = [np.array_equal(layer.w, w) for layer, w in zip(layers, before, strict=True)]
+    assert same == [True] * 2 + [False] * (len(layers) - 2)
+    with pytest.raises(Dataset.UserError, match="one must learn"):
+        trainer(database, tmp_path / "all", recipe=dataclasses.replace(RECIPE, freeze=len(layers)), net="resnet", nb_filter=4)
+
+
+@pytest.mark.parametrize("net, options", [("nn4", {}), ("resnet", {"nb_filter": 4}), ("densenet", {"nb_filter": 4})])
+def test_lsuv_gives_each_layer_variance_one(net, options):
+    built = Models.build(net, **options)
+    x = tf.constant(Dataset.to_float(noise(64)))
+    Training.whiten(built, x, seed=3)
+    layer = Training.weight_layers(built)[0]
+    w = layer.w.numpy().reshape(-1, layer.w.shape[-1])
+    gram = w @ w.T if len(w) < w.shape[1] else w.T @ w
+    np.testing.assert_allclose(gram, gram[0, 0] * np.eye(len(gram)), atol=1e-4 * gram[0, 0])
+    for layer in Training.weight_layers(built):
+        seen = []
+        normal, layer.bn = layer.bn, lambda y, *_: seen.append(float(tf.math.reduce_std(y))) or y
+        built(x)
+        layer.bn = normal
+        assert seen[0] == pytest.approx(1.0, rel=1e-2)
+
+
+def test_range_test_rises_and_ends_where_the_loss_explodes(database):
+    recipe = dataclasses.replace(RECIPE, optimizer="momentum")
+    tests = list(Training.find_rate(Models.build("small"), Dataset.open_database(database), recipe, steps=60))
+    rates = [rate for rate, _ in tests]
+    assert rates == sorted(rates) and rates[0] < 2e-6 and rates[-1] <= 10.0
+    assert tests[0][1] == pytest.approx(0.7, abs=0.2)
+
+
+def test_main_learns_from_a_checkpoint_and_from_teachers(database, in_folder, capsys):
+    common = ["--train", str(database), "--epochs", "1", "--logs", "none"]
+    assert Console.run(Main.main, [*common, "--net", "convnet", "--nb-block", "2", "--nb-conv", "2", "--filter-size",
+                                   "3x1", "1x3", "--initializer", "xavier", "--lsuv", "--out", "first"]) == 0
+    first = Models.load("first")[0]
+    assert [tuple(layer.w.shape[:2]) for layer in Training.weight_layers(first)[:4]] == [(3, 1), (1, 3)] * 2
+    assert Console.run(Main.main, [*common, "--from", "first", "--freeze", "4", "--out", "second"]) == 0
+    second = Models.load("second/last")[0]
+    same = [np.array_equal(one.w, other.w) for one, other in zip(*map(Training.weight_layers, (first, second)))]
+    assert same == [True] * 4 + [False]
+    assert json.loads((in_folder / "second" / "metrics.json").read_text())["curve"][0]["learning_rate"] < 2e-4
+    assert Console.run(Main.main, [*common, "--from", "first", "--net", "nn4", "--out", "third"]) == 2
+    assert "--from goes on with the net of first; leave --net out" in capsys.readouterr().err
+    assert Console.run(Main.main, [*common, "--net", "small", "--teacher", "first", "second", "--balance", "sex",
+                                   "--out", "fourth"]) == 0
+    assert Console.run(Main.main, [*common, "--filter-size", "3x", "--out", "fifth"]) == 2
+    assert "--filter-size 3x: expected a width" in capsys.readouterr().err
+
+
+def test_main_finds_a_learning_rate(database, in_folder, capsys):
+    assert Console.run(Main.main, ["--train", str(database), "--net", "small", "--find-lr"]) == 0
+    out = capsys.readouterr().out.splitlines()
+    assert "--learning-rate" in out[-1] and max(map(len, out)) < 80
+    assert not list(in_folder.rglob("*.index"))
 
 
 def test_summaries_of_the_course(database, tmp_path):
