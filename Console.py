@@ -70,7 +70,8 @@ def parse(options, argv, description):
     """What the command line gives of the dataclass `options`, as a dict: only the options that it names.
 
     A field `name: Annotated[type, about] = default` becomes --name; `about` is a dict of help (text), choices,
-    low and high (numbers in [low, high)), nargs, positional (True), flag (instead of --name). A type `kind | None` is parsed as kind.
+    low and high (numbers in [low, high)), nargs, positional (True), flag (instead of --name). A type `kind | None` is parsed as kind, a
+    tuple[kind, ...] with nargs as a list of it.
     """
     parser = _Parser(description=description, allow_abbrev=False, argument_default=argparse.SUPPRESS,
                      formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -80,13 +81,15 @@ def parse(options, argv, description):
         about = dict(about)
         if isinstance(kind, types.UnionType):
             kind = typing.get_args(kind)[0]
+        if typing.get_origin(kind) is tuple:
+            kind = typing.get_args(kind)[0]
         limits = {bound: about.pop(bound) for bound in ("low", "high") if bound in about}
         if kind in (int, float):
             about |= {"type": _number(kind, **limits), "metavar": "N" if kind is int else "X"}
         elif kind is bool:
             about["action"] = argparse.BooleanOptionalAction
         if field.default not in (None, (), dataclasses.MISSING) and kind is not bool:
-            default = " ".join(field.default) if isinstance(field.default, tuple) else field.default
+            default = " ".join(map(str, field.default)) if isinstance(field.default, tuple) else field.default
             about["help"] += f" (default: {default})"
         if about.pop("positional", False):
             parser.add_argument(field.name, **about)

@@ -983,3 +983,24 @@ def test_read_only_folder_is_a_user_error(tmp_path, monkeypatch):
     monkeypatch.setattr(Path, "unlink", refuse)
     with pytest.raises(UserError, match=r"a.raw: cannot be written \(Read-only file system\)"):
         Dataset.write_whole(tmp_path / "a.raw", b"content")
+
+
+def test_balanced_order_draws_each_group_equally_often(tmp_path):
+    dataset = Dataset.DataSet(*write_database(tmp_path, np.zeros((400, 2304)), one_hot(np.arange(400) % 2)))
+    dataset.group = np.repeat([0, 1, 2], [300, 80, 20])
+    part = Dataset.DataSet.join([dataset.subset(np.arange(0, 400, 2)), dataset.subset(np.arange(1, 400, 2))])
+    np.testing.assert_array_equal(np.bincount(part.group), [300, 80, 20])
+    drawn = np.concatenate([part.order(epoch) for epoch in range(50)])
+    assert len(part.order(0)) == 400
+    np.testing.assert_allclose(np.bincount(part.group[drawn]) / len(drawn), 1 / 3, atol=0.01)
+    np.testing.assert_array_equal(part.order(7), part.order(7))
+
+
+def test_balance_groups_are_sex_with_what_the_meta_file_says(tmp_path):
+    path, gender = write_database(tmp_path, np.zeros((6, 2304)), one_hot(np.arange(6) % 2), "a")
+    dataset = Dataset.DataSet(path, gender)
+    np.testing.assert_array_equal(Dataset.balance_groups(path, dataset, "sex"), [0, 1] * 3)
+    np.testing.assert_array_equal(Dataset.balance_groups(path, dataset, "age"), [0, 1] * 3)  # no meta file
+    (tmp_path / "meta_a.csv").write_text("age,ethnicity\n3,0\n3,0\n60,1\n17,\n,4\n16,2\n")
+    assert list(Dataset.balance_groups(path, dataset, "age")) == [2, 3, 10, 7, 0, 7]
+    assert list(Dataset.balance_groups(path, dataset, "ethnicity")) == [2, 3, 4, 1, 10, 7]

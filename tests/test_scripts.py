@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from PIL import Image
 
 import Attacks
@@ -16,6 +17,7 @@ import Console
 import Dataset
 import Main_adversarial
 import Main_inference
+import Models
 from conftest import write_database
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -136,6 +138,32 @@ def test_json_of_faces_and_of_a_database(in_folder, checkpoint, capsys):
     assert base["groups"]["age"]["16-30"]["faces"] == base["groups"]["age"]["16+"]["faces"] == 12
     assert base["groups"]["ethnicity"]["Asian"]["faces"] == 8
     assert sum(group["correct"] for group in base["groups"]["ethnicity"].values()) == base["correct"]
+
+
+def test_several_nets_and_views_answer_with_their_mean(in_folder, checkpoint, database, capsys):
+    other = Models.build("small")
+    Dataset.make_folder("other")
+    tf.train.Checkpoint(net=other).write("other/my_model-1")
+    Path("other/network.json").write_text(other.description)
+    face = Dataset.read_faces(database)[0]
+    face.tofile("face.raw")
+    assert Console.run(Main_inference.main, ["face.raw", "--json", "--checkpoint", str(checkpoint), "other",
+                                             "--views", "flip"]) == 0
+    (answer,) = json.loads(capsys.readouterr().out)
+    views = Dataset.to_float(np.stack([face, face.reshape(48, 48)[:, ::-1].ravel()]))
+    says = [tf.nn.log_softmax(net(tf.constant(views))) for net in (Models.load(checkpoint)[0], other)]
+    np.testing.assert_allclose(answer["logits"], np.mean(says, (0, 1)), atol=1e-5)
+
+
+def test_crops_are_the_corners_enlarged():
+    seen = []
+    Console.Committee([lambda face: seen.append(face) or tf.zeros([1, 2])], ["crops"])(
+        tf.constant(np.arange(Dataset.DIM, dtype=np.float32)[None]))
+    assert [tuple(face.shape) for face in seen] == [(1, 48, 48, 1)] * 5
+    whole, *corners = (face.numpy()[0, :, :, 0] for face in seen)
+    for corner, (top, left) in zip(corners, [(0, 0), (0, 2), (2, 0), (2, 2)], strict=True):
+        assert corner.mean() == pytest.approx(whole[top:top + 46, left:left + 46].mean(), rel=1e-3)
+        assert corner[0, 0] == whole[top, left] and corner[-1, -1] == whole[top + 45, left + 45]
 
 
 def test_a_resized_picture_is_said(in_folder, checkpoint, capsys):

@@ -1,0 +1,203 @@
+"""Which trainings a grid of meta-parameters asks for, run one by one or side by side, and remembered.
+
+The engine is Optuna (Akiba et al. 2019): a trial is one training by Main.py, in a process of its own, so that one that is
+too big for the memory ends alone. The state lies in a file or a database that several machines may share.
+"""
+import concurrent.futures
+import datetime
+import fcntl
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import zlib
+from pathlib import Path
+
+import Dataset
+import Models
+
+MAIN = Path(__file__).resolve().parent / "Main.py"
+RESULT = "result.json"
+START_SECONDS = 20.0  # a training that was asked for has its process by then
+NOT_LEARNED = 0.05  # a net that is not this much better than always giving the larger class's answer has not learned
+TOO_BIG = (-signal.SIGKILL, -signal.SIGABRT, -signal.SIGSEGV)  # what ends a process that finds no memory
+
+
+def _lock(folder):
+    """The open lock file of a training's folder; None where a process holds it. It is let go when that process ends."""
+    file = open(folder / "running", "w", encoding="utf-8")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.close()
+        return None
+    return file
+
+
+class Sweep:
+    """The trainings of one net over one grid.
+
+    options  net, train, test, epochs, seed, search, trials, processes, out, storage, logs: as Main_meta.py's options
+    grid     {option of Main.py: list of values}
+    """
+
+    def __init__(self, options, grid):
+        try:
+            import optuna
+        except ImportError:
+            raise Dataset.UserError('a sweep needs Optuna: pip install ".[sweep]"') from None
+        self.options, self.grid, self.states = options, grid, optuna.trial.TrialState
+        self.distributions = {name: optuna.distributions.CategoricalDistribution(values) for name, values in grid.items()}
+        self.cells = [dict(zip(grid, values)) for values in itertools.product(*grid.values())]
+        search = options.search == "grid"
+        self.total = min(options.trials or (len(self.cells) if search else 20), len(self.cells))
+        self.lock, self.children, self.stopped = threading.Lock(), set(), False
+        Dataset.make_folder(options.out)
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        sampler = optuna.samplers.TPESampler if options.search == "tpe" else optuna.samplers.RandomSampler
+        for attempt in range(3):
+            try:
+                storage = options.storage or optuna.storages.JournalStorage(
+                    optuna.storages.journal.JournalFileBackend(f"{options.out}/journal.log"))
+                self.study = optuna.create_study(
+                    storage=storage, study_name=self._name(grid | {"search": options.search}), direction="maximize",
+                    load_if_exists=True, sampler=sampler(seed=options.seed))
+                break
+            except Exception as error:  # of whatever database it is
+                if attempt == 2:
+                    raise Dataset.UserError(f"{options.storage or options.out}: no state can be kept there "
+                                            f"({error!r:.90}); choose another --out or --storage") from None
+                time.sleep(1.0)  # another process may be making its tables
+
+    def results(self):
+        """The trainings of this grid that ended: dicts of parameters, accuracy (None: too big for the memory; else of
+        the test base, or validation where there is none), validation_accuracy, learned."""
+        found = [(cell, self._known(cell)) for cell in self.cells]
+        return [{"parameters": cell} | result for cell, result in found if result]
+
+    def run(self):
+        """Train what is missing; yields (trainings done, a line about the one that ended). Ctrl-C saves them all."""
+        self._take_back()
+        if self.options.search == "grid":
+            asked = [self._parameters(trial) for trial in self._trials("RUNNING", "WAITING")]
+            for cell in self.cells[:self.total]:
+                if cell not in asked and not self._known(cell):
+                    self.study.enqueue_trial(cell)
+        with concurrent.futures.ThreadPoolExecutor(self.options.processes) as pool:
+            running = {pool.submit(self._next) for _ in range(self.options.processes)}
+            try:
+                while running:
+                    ended, running = concurrent.futures.wait(running, return_when=concurrent.futures.FIRST_COMPLETED)
+                    for line in filter(None, (future.result() for future in ended)):
+                        yield len(self.results()), line
+                        running.add(pool.submit(self._next))
+            finally:
+                self.stopped = True
+                for child in list(self.children):
+                    child.send_signal(signal.SIGINT)
+
+    def _trials(self, *states):
+        return self.study.get_trials(deepcopy=False, states=[self.states[state] for state in states])
+
+    @staticmethod
+    def _parameters(trial):
+        return trial.params or trial.system_attrs.get("fixed_params")
+
+    def _name(self, parameters):
+        """The name of the study, or of the folder of a training: tells apart what differs in anything."""
+        o = self.options
+        whole = json.dumps([o.net, [str(Path(name).resolve()) for name in o.train], o.test, o.epochs, o.seed, parameters])
+        values = [f"{name}={value}" for name, value in parameters.items() if not isinstance(value, list)]
+        return "-".join([o.net, *values, f"{zlib.crc32(whole.encode()):08x}"])
+
+    def _folder(self, parameters):
+        return Path(self.options.out) / self._name(dict(sorted(parameters.items())))
+
+    def _known(self, parameters):
+        """The result of a training that ended, else None."""
+        saved = self._folder(parameters) / RESULT
+        return json.loads(saved.read_text(encoding="utf-8")) if saved.exists() else None
+
+    def _take_back(self):
+        """Ask again for the trainings whose process is gone."""
+        for trial in self._trials("RUNNING"):
+            folder = self._folder(trial.params)
+            asked = (datetime.datetime.now() - trial.datetime_start).total_seconds()
+            if asked > START_SECONDS and (not folder.is_dir() or (lock := _lock(folder))):
+                if folder.is_dir():
+                    lock.close()
+                self._give_back(trial)
+
+    def _give_back(self, trial):
+        self.study.tell(trial.number, state=self.states.FAIL)
+        if parameters := self._parameters(trial):
+            self.study.enqueue_trial(parameters)
+
+    def _next(self):
+        """Run one training: a line about it; None where there is nothing left to do."""
+        with self.lock:
+            while True:
+                left = self.options.search != "grid" and len(self._trials("COMPLETE", "RUNNING")) < self.total
+                if self.stopped or not (left or self._trials("WAITING")):
+                    return None
+                trial = self.study.ask(self.distributions)
+                known = self._known(trial.params)
+                twice = [other for other in self._trials("COMPLETE", "RUNNING")
+                         if other.params == trial.params and other.number < trial.number]
+                if not known and not twice:
+                    break
+                if twice:
+                    self.study.tell(trial, state=self.states.FAIL)
+                else:
+                    self.study.tell(trial, known["validation_accuracy"] or 0.0)
+            folder = self._folder(trial.params)
+            child = self._start(trial.params, folder)
+        code = child.wait()
+        self.children.discard(child)
+        said = (folder / "log").read_text(encoding="utf-8").strip().rpartition("\n")[2]
+        too_big = code in TOO_BIG or code == 2 and "out of memory" in said
+        if code and not too_big and "diverged" not in said:
+            self._give_back(self.study.trials[trial.number])
+            if code in (130, -signal.SIGTERM):
+                return None
+            raise (Dataset.UserError if code == 2 else RuntimeError)(f"{folder / 'log'}: {said}")
+        result = self._result(folder, code, too_big)
+        Dataset.write_whole(folder / RESULT, json.dumps(result).encode())
+        self.study.tell(trial, result["validation_accuracy"] or 0.0)
+        reached = "too big for the memory" if too_big else f"{100 * result['accuracy']:.2f} %"
+        return f"{reached}  {' '.join(f'{name}={value}' for name, value in trial.params.items())}"
+
+    def _start(self, parameters, folder):
+        o = self.options
+        arguments = ["--net", o.net, "--epochs", str(o.epochs), "--seed", str(o.seed)]
+        arguments += ["--train", *o.train] if o.train else []
+        arguments += ["--test", o.test] if o.test else []
+        logs = ["--logs", o.logs]
+        for name, value in parameters.items():
+            flag = name.replace("_", "-")
+            arguments += {"yes": [f"--{flag}"], "no": [f"--no-{flag}"]}.get(value, [f"--{flag}", str(value)])
+        if (folder / "last" / Models.DESCRIPTION).exists() and any((folder / "last").glob("*.index")):
+            arguments = ["--resume"]
+        Dataset.make_folder(folder)
+        threads = str(max(1, (os.cpu_count() or 1) // o.processes))
+        with open(folder / "log", "w", encoding="utf-8") as log, _lock(folder) as lock:
+            child = subprocess.Popen([sys.executable, str(MAIN), *arguments, *logs, "--out", str(folder)],
+                                     stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
+                                     pass_fds=[lock.fileno()], env=os.environ | {"TF_NUM_INTRAOP_THREADS": threads})
+        self.children.add(child)
+        return child
+
+    def _result(self, folder, code, too_big):
+        """What metrics.json says; a training that diverged has learned nothing."""
+        if code:
+            chance = None if too_big else 0.5
+            return {"accuracy": chance, "validation_accuracy": chance, "learned": False}
+        metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+        shown = metrics.get("test", metrics["validation"])["accuracy"]
+        larger = Dataset.open_database(self.options.test).label.mean(0).max() if self.options.test else 0.5
+        return {"accuracy": shown, "validation_accuracy": metrics["validation"]["accuracy"],
+                "learned": bool(shown > larger + NOT_LEARNED)}

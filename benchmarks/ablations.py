@@ -1,0 +1,191 @@
+"""What each ingredient of the recipe does: accuracy of nets that differ from the base in one thing, over seeds.
+
+    python benchmarks/ablations.py --database path/to/data_16k.bin --others path/to/data_aaf.bin path/to/data_scut.bin
+
+The last fifth of the database is held out and measured on; the nets learn from the rest, with a validation part of
+their own inside it. `others` are measured too and decide nothing. Every training stays in --out: an interrupted run
+goes on, a finished one is read. Prints a Markdown table: mean and standard deviation over the seeds, in percent.
+"""
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import Console
+
+import contextlib
+import dataclasses
+import json
+import multiprocessing
+import os
+import statistics
+from typing import Annotated
+
+import numpy as np
+import tensorflow as tf
+
+import Dataset
+import Main
+import Models
+import Training
+
+CHANGES = Training.Recipe.augment
+BASE = ["--net", "resnet", "--nb-filter", "16"]
+AVERAGED, TEACHERS = ("base", 0), [("base", seed) for seed in range(3)]
+
+
+def augment(*more, without=()):
+    return ["--augment", *[change for change in (*CHANGES, *more) if change not in without]]
+
+
+ROWS = {  # name: options that differ from BASE
+    "base": [],
+    "no augmentation": ["--augment", "none"],
+    "flips alone": ["--augment", "flip"],
+    "without flips": augment(without=["flip"]),
+    "without rotation, scale, shift": augment(without=["rotation", "scale", "shift"]),
+    "without contrast, brightness": augment(without=["contrast", "brightness"]),
+    "with sharpness" if "sharpness" not in CHANGES else "without sharpness":
+        augment("sharpness") if "sharpness" not in CHANGES else augment(without=["sharpness"]),
+    "with cutout": augment("cutout"),
+    "with mixup": augment("mixup"),
+    "dropout 0.1": ["--dropout", "0.1"],
+    "no weight decay": ["--weight-decay", "0"],
+    "L1 1e-5": ["--l1", "1e-5"],
+    "no label smoothing": ["--label-smoothing", "0"],
+    "generalized cross entropy": ["--loss", "generalized"],
+    "bootstrapped labels": ["--loss", "bootstrap"],
+    "first weights: course's 0.1": ["--initializer", "normal"],
+    "first weights: Xavier": ["--initializer", "xavier"],
+    "first weights: LSUV": ["--lsuv"],
+    "SGD": ["--optimizer", "sgd"],
+    "Nesterov momentum": ["--optimizer", "nesterov"],
+    "RMSprop": ["--optimizer", "rmsprop"],
+    "Adagrad": ["--optimizer", "adagrad"],
+    "no warm-up": ["--warm-up", "0"],
+    "constant rate": ["--schedule", "constant"],
+    "step schedule": ["--schedule", "step"],
+    "1/t schedule": ["--schedule", "inverse"],
+    "gradients clipped at 1": ["--clip-norm", "1"],
+    "no averaging of weights": ["--averaging", "0"],
+    "early stopping, patience 3": ["--patience", "3"],
+    "balanced by age and sex": ["--balance", "age"],
+    "distilled from three base nets": ["--teacher", *(f"{{out}}/base-{seed}" for seed in range(3))],
+    "transfer from pretraining": ["--from", "{out}/pretraining-0"],
+    "transfer, 5 layers frozen": ["--from", "{out}/pretraining-0", "--freeze", "5"],
+    "plain ConvNet, 1 a block": ["--net", "convnet", "--nb-filter", "32", "--initializer", "he"],
+    "plain ConvNet, 1, BatchNorm": ["--net", "convnet", "--nb-filter", "32", "--initializer", "he", "--batchnorm"],
+    "plain ConvNet, 3, BatchNorm": ["--net", "convnet", "--nb-filter", "32", "--initializer", "he", "--batchnorm",
+                                    "--nb-conv", "3"],
+    "the same, factorised 3x1 1x3": ["--net", "convnet", "--nb-filter", "32", "--initializer", "he", "--batchnorm",
+                                     "--nb-conv", "6", "--filter-size", "3x1", "1x3"],
+    "the same, 1x1 between": ["--net", "convnet", "--nb-filter", "32", "--initializer", "he", "--batchnorm",
+                              "--nb-conv", "3", "--filter-size", "3", "1", "3"],
+    "DenseNet, BatchNorm": ["--net", "densenet", "--nb-filter", "16", "--initializer", "he", "--batchnorm"],
+    "ResNet, 2 blocks a stage": ["--nb-conv", "2"],
+    "ResNet without BatchNorm": ["--no-batchnorm"],
+}
+UNTRAINED = {"base, averaged over the flip": ["flip"], "base, over flip and crops": ["flip", "crops"]}
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    database: Annotated[str, dict(help="data_*.bin to learn from", required=True)] = ""
+    others: Annotated[tuple, dict(help="further data_*.bin, measured only", nargs="+", metavar="DB")] = ()
+    pretraining: Annotated[str | None, dict(help="data_*.bin that the transferred net learned before", metavar="DB")] = None
+    epochs: Annotated[int, dict(help="of each training", low=1)] = 8
+    seeds: Annotated[int, dict(help="trainings of each row", low=1)] = 3
+    rows: Annotated[tuple, dict(help="only these rows", nargs="+", choices=[*ROWS, *UNTRAINED], metavar="ROW")] = ()
+    processes: Annotated[int, dict(help="trainings at once", low=1)] = 2
+    out: Annotated[str, dict(help="folder of the trainings", metavar="DIR")] = "checkpoints/ablations"
+
+
+def hold_out(options):
+    """Write the parts that are learned from and measured on, once."""
+    data, gender, meta = Dataset.database_files(options.database)
+    faces, labels = Dataset.read_faces(data), Dataset.read_labels(gender)
+    first = len(faces) - len(faces) // 5
+    lines = meta.read_text(encoding="utf-8").splitlines() if meta.exists() else []
+    for name, rows in ("learn", slice(first)), ("held", slice(first, None)):
+        part = Path(options.out) / f"data_{name}.bin"
+        Dataset.write_whole(part, faces[rows].tobytes())
+        Dataset.write_whole(part.with_name(f"gender_{name}.bin"), labels[rows].tobytes())
+        if lines:
+            content = "\n".join([lines[0], *lines[1:][rows]]) + "\n"
+            Dataset.write_whole(part.with_name(f"meta_{name}.csv"), content.encode())
+
+
+def learn(options, row, seed, database):
+    """One training, unless it lies there whole."""
+    out = Path(options.out) / f"{row}-{seed}".replace(" ", "_").replace("/", "_").replace(",", "").replace(":", "")
+    done = out / "done"
+    if done.exists():
+        return out
+    arguments = [*BASE, *(text.format(out=options.out) for text in ROWS.get(row, []))]
+    if "--from" in arguments:
+        arguments = arguments[len(BASE):]
+    common = ["--train", database, "--test", f"{options.out}/data_held.bin", "--seed", str(seed), "--logs", "none",
+              "--epochs", str(options.epochs)]
+    out.mkdir(parents=True, exist_ok=True)
+    with open(out / "log", "w") as log, contextlib.redirect_stdout(log):
+        resume = (out / "metrics.json").exists()
+        code = Main.main([*(["--resume"] if resume else [*arguments, *common]), "--out", str(out)])
+    if code:
+        raise KeyboardInterrupt
+    Dataset.write_whole(done, b"")
+    return out
+
+
+def measure(options, nets, views=()):
+    """Accuracy of a committee on the held-out faces and on the others, in percent."""
+    net = Console.Committee(nets, views)
+    ask = tf.function(lambda x: net(x), input_signature=[tf.TensorSpec([None, Dataset.DIM])])
+    bases = [f"{options.out}/data_held.bin", *options.others]
+    return [100 * Dataset.open_database(base, 500).mean_accuracy(ask) for base in bases]
+
+
+def work(job):
+    options, row, seed = job
+    out = learn(options, row, seed, f"{options.out}/data_learn.bin")
+    saved = out / "accuracy.json"
+    if not saved.exists():
+        Dataset.write_whole(saved, json.dumps(measure(options, [Models.load(out)[0]])).encode())
+    return row, json.loads(saved.read_text())
+
+
+def print_row(row, results):
+    columns = []
+    for values in zip(*results):
+        spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
+        columns.append(f"{statistics.mean(values):.2f}{spread}")
+    print(f"| {row} | {' | '.join(columns)} |", flush=True)
+
+
+def main(argv=None):
+    options = Options(**Console.parse(Options, argv, __doc__))
+    rows = [row for row in [*ROWS, *UNTRAINED] if not options.rows or row in options.rows]
+    if not options.pretraining:
+        rows = [row for row in rows if not row.startswith("transfer")]
+    hold_out(options)
+    os.environ["TF_NUM_INTRAOP_THREADS"] = str(max(1, os.cpu_count() // options.processes))
+    print(f"| changed | held out | {' | '.join(Path(other).stem.removeprefix('data_') for other in options.others)} |")
+    print("|---" * (2 + len(options.others)) + "|", flush=True)
+    with multiprocessing.get_context("spawn").Pool(options.processes, maxtasksperchild=8) as pool:
+        if options.pretraining:
+            pool.apply(learn, (options, "pretraining", 0, options.pretraining))
+        pool.map(work, [(options, "base", seed) for seed in range(options.seeds)], 1)  # the teachers
+        jobs = [(options, row, seed) for row in rows if row in ROWS for seed in range(options.seeds)]
+        results = {}
+        for row, accuracy in pool.imap(work, jobs, 1):
+            results.setdefault(row, []).append(accuracy)
+            if len(results[row]) == options.seeds:
+                print_row(row, results[row])
+    nets = [Models.load(learn(options, "base", seed, ""))[0] for seed in range(options.seeds)]
+    for row in rows:
+        if row in UNTRAINED:
+            print_row(row, [measure(options, [net], UNTRAINED[row]) for net in nets])
+    print_row(f"{len(nets)} base nets together", [measure(options, nets)])
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(Console.run(main))

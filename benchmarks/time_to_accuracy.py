@@ -1,0 +1,208 @@
+"""Seconds of training until a net first has 85 % and 88 % on the test base: the course's loop, Keras, PyTorch, Main.py.
+
+    python benchmarks/time_to_accuracy.py --train path/to/data_16k.bin --test path/to/data_test4k.bin
+
+The course's loop is eager TensorFlow with Adam 1e-3 and batches of 128, its nn4 and its DenseNet (4 blocks of 2
+convolutions, 16 filters); Keras and PyTorch (extra `bench`) train the same nets. Ours is Main.py with the options QUICK.
+Every training has a process of its own and the machine to itself. The clock runs while it trains, from the first step
+on, tracing and compiling included; it stands still while the accuracy is measured, every 3,200 faces for everyone. A
+contestant that needs three times the best other's time for the first goal, in the first round, runs no further one.
+"""
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import Console
+
+import dataclasses
+import importlib.util
+import math
+import multiprocessing
+import statistics
+import tempfile
+import time
+from typing import Annotated
+
+import numpy as np
+import tensorflow as tf
+
+import Dataset
+import Main
+import Models
+import throughput
+import Training
+
+GOALS = 0.85, 0.88
+EVERY = 25  # steps of 128 faces from measure to measure
+BATCH = 128
+QUICK = {}
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    train: Annotated[str, dict(help="data_*.bin to learn from", required=True)] = ""
+    test: Annotated[str, dict(help="data_*.bin to measure on", required=True)] = ""
+    seeds: Annotated[int, dict(help="trainings of each contestant", low=1)] = 5
+    limit: Annotated[float, dict(help="seconds after which a training is given up", low=1)] = 150.0
+    only: Annotated[tuple, dict(help="contestants to run", nargs="+", metavar="NAME")] = ()
+
+
+class Clock:
+    """Seconds of training, the measures left out; `measure` notes them with the accuracy, True when all is reached."""
+
+    def __init__(self, test, limit):
+        self.test, self.limit, self.seconds, self.curve = test, limit, 0.0, []
+        self.answer = test.label.argmax(1)
+        self.started = time.monotonic()
+
+    def measure(self, predict):
+        """predict  [N, 2304] float32 -> logits [N, 2], for a batch of 500"""
+        self.seconds += time.monotonic() - self.started
+        says = np.concatenate([np.asarray(predict(self.test.data[i:i + 500])).argmax(1)
+                               for i in range(0, self.test.nbdata, 500)])
+        self.curve.append((self.seconds, float(np.mean(says == self.answer))))
+        self.started = time.monotonic()
+        return self.curve[-1][1] >= max(GOALS) or self.seconds > self.limit
+
+
+def course(net, train, clock):
+    optimizer = tf.optimizers.Adam(1e-3)
+    step = 0
+    while True:
+        x, y = train.NextTrainingBatch()
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_mean(tf.nn.softmax_cross_entropy_with_logits(y, net(x, False, True)))
+        optimizer.apply_gradients(zip(tape.gradient(loss, net.trainable_variables), net.trainable_variables))
+        step += 1
+        if step % EVERY == 0 and clock.measure(tf.function(lambda x: net(x))):
+            return
+
+
+def keras(model, train, clock):
+    ask = tf.function(lambda x: model(tf.reshape(x, [-1, 48, 48, 1]), training=False))
+
+    class Measure(tf.keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            if (batch + 1) % EVERY == 0 and clock.measure(ask):
+                self.model.stop_training = True
+
+    x, y = train.data[:].reshape(-1, 48, 48, 1), train.label
+    model.compile(tf.keras.optimizers.Adam(1e-3), tf.keras.losses.CategoricalCrossentropy(from_logits=True),
+                  steps_per_execution=EVERY)
+    clock.started = time.monotonic()
+    model.fit(x, y, batch_size=BATCH, epochs=10**6, verbose=0, callbacks=[Measure()])
+
+
+def torch_nn4(torch):
+    layers = []
+    for inputs, outputs in (1, 64), (64, 32), (32, 16):
+        layers += [torch.nn.Conv2d(inputs, outputs, 3, padding=1), torch.nn.ReLU(), torch.nn.MaxPool2d(2)]
+    return torch.nn.Sequential(*layers, torch.nn.Flatten(), torch.nn.Linear(576, 2))
+
+
+def torch_densenet(torch):
+    class Block(torch.nn.Module):
+        def __init__(self, inputs):
+            super().__init__()
+            self.convolutions = torch.nn.ModuleList(torch.nn.Conv2d(inputs + 16 * i, 16, 3, padding=1) for i in (0, 1))
+            self.reduce = torch.nn.Conv2d(inputs + 32, 32, 1)
+
+        def forward(self, x):
+            for convolution in self.convolutions:
+                x = torch.cat([x, torch.relu(convolution(x))], 1)
+            return torch.relu(self.reduce(torch.nn.functional.max_pool2d(x, 2)))
+
+    return torch.nn.Sequential(Block(1), Block(32), Block(32), Block(32), torch.nn.Flatten(), torch.nn.Linear(288, 50),
+                               torch.nn.Linear(50, 2))
+
+
+def pytorch(make, train, clock, seed):
+    import torch
+    torch.manual_seed(seed)
+    net = make(torch).to(memory_format=torch.channels_last)
+    optimizer = torch.optim.Adam(net.parameters(), 1e-3)
+    x = torch.from_numpy(train.data[:].reshape(-1, 1, 48, 48)).to(memory_format=torch.channels_last)
+    y = torch.from_numpy(train.label.argmax(1))
+
+    def ask(faces):
+        with torch.no_grad():
+            return net(torch.from_numpy(faces.reshape(-1, 1, 48, 48))).numpy()
+    clock.started = time.monotonic()
+    step = 0
+    while True:
+        for rows in torch.randperm(len(x)).split(BATCH):
+            optimizer.zero_grad()
+            torch.nn.functional.cross_entropy(net(x[rows]), y[rows]).backward()
+            optimizer.step()
+            step += 1
+            if step % EVERY == 0 and clock.measure(ask):
+                return
+
+
+def ours(train, clock, seed):
+    options = Main.Options(**QUICK, seed=seed)
+    with tempfile.TemporaryDirectory() as folder:
+        net = Models.build(options.net, **{name: getattr(options, name) or None for name in Main.NET_OPTIONS})
+        trainer = Training.Trainer(net, train, train.subset(range(2)), None, options, folder, None, net.description)
+        learn, every = trainer.learn, EVERY * BATCH // options.batch_size
+        clock.started = time.monotonic()
+        for step, batch in enumerate(trainer.batches(0), 1):
+            learn(*batch)
+            if step % every == 0 or step == trainer.total:
+                with trainer.average.in_place():
+                    if clock.measure(trainer.predict):
+                        return
+
+
+def train_once(name, options, seed):
+    """The curve of one training: [(seconds, accuracy)]."""
+    Training.make_deterministic(seed)
+    train, test = (Dataset.open_database(path, BATCH) for path in (options.train, options.test))
+    train.seed = seed
+    clock = Clock(test, options.limit)
+    CONTESTANTS[name](train, clock, seed)
+    return clock.curve
+
+
+CONTESTANTS = {
+    "course, nn4": lambda train, clock, seed: course(Models.build("nn4"), train, clock),
+    "course, DenseNet": lambda train, clock, seed: course(Models.build("densenet"), train, clock),
+    "Keras, nn4": lambda train, clock, seed: keras(throughput.keras_nn4(), train, clock),
+    "Keras, DenseNet": lambda train, clock, seed: keras(throughput.keras_densenet(), train, clock),
+    "PyTorch, nn4": lambda train, clock, seed: pytorch(torch_nn4, train, clock, seed),
+    "PyTorch, DenseNet": lambda train, clock, seed: pytorch(torch_densenet, train, clock, seed),
+    "Main.py": ours,
+}
+
+
+def reached(curve, goal):
+    return next((seconds for seconds, accuracy in curve if accuracy >= goal), math.inf)
+
+
+def main(argv=None):
+    options = Options(**Console.parse(Options, argv, __doc__))
+    names = [name for name in CONTESTANTS if name in (options.only or CONTESTANTS)]
+    if not importlib.util.find_spec("torch"):
+        names = [name for name in names if not name.startswith("PyTorch")]
+    curves = {name: [] for name in names}
+    for seed in range(options.seeds):
+        for name in names:
+            best = min((reached(curves[other][0], GOALS[0]) for other in names[:-1] if curves[other]), default=math.inf)
+            if seed and name != "Main.py" and reached(curves[name][0], GOALS[0]) > 3 * best:
+                continue
+            with multiprocessing.get_context("spawn").Pool(1) as pool:
+                curves[name].append(pool.apply(train_once, (name, options, seed)))
+            print(f"seed {seed}  {name:18}", *(f"{100 * goal:.0f} %: {reached(curves[name][-1], goal):6.1f} s"
+                                              for goal in GOALS), flush=True)
+    print("| loop and net | trainings | s to 85 % | s to 88 % | ours / it, to 85 % |")
+    print("|---|---|---|---|---|")
+    median = {name: [statistics.median(reached(curve, goal) for curve in curves[name]) for goal in GOALS]
+              for name in names}
+    for name in names:
+        ratio = median["Main.py"][0] / median[name][0] if "Main.py" in median else math.nan
+        print(f"| {name} | {len(curves[name])} | {median[name][0]:.1f} | {median[name][1]:.1f} | {ratio:.2f} |")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(Console.run(main))

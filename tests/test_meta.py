@@ -1,0 +1,200 @@
+"""The meta-parameter analysis: which trainings run, what survives an interruption, and the tables."""
+import csv
+import io
+import json
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("optuna")
+
+import Console
+import Main_meta
+import Models
+import Sweep
+
+ROOT = Path(__file__).resolve().parents[1]
+
+STAND_IN = '''
+import json, os, pathlib, signal, sys, time
+arguments = sys.argv[1:]
+out = pathlib.Path(arguments[arguments.index("--out") + 1])
+with open("ran", "a") as ran:
+    ran.write(" ".join(arguments) + "\\n")
+convolutions = int(arguments[arguments.index("--nb-conv") + 1]) if "--nb-conv" in arguments else 1
+normalised = "--batchnorm" in arguments
+if convolutions == 40:
+    os.kill(os.getpid(), signal.SIGKILL)
+if convolutions == 39:
+    print("Main.py: out of memory; choose a smaller --batch-size or a smaller net")
+    sys.exit(2)
+if convolutions == 30:
+    print("Main.py: the loss is nan at step 10: the training diverged")
+    sys.exit(2)
+if convolutions == 33:
+    print("Main.py: no such thing")
+    sys.exit(2)
+if convolutions == 13 and not pathlib.Path("go").exists():
+    pathlib.Path("waiting").touch()
+    signal.signal(signal.SIGINT, lambda *_: sys.exit(130))
+    time.sleep(60)
+accuracy = 0.52 if convolutions > 6 and not normalised else 0.8 + convolutions / 100
+(out / "metrics.json").write_text(json.dumps({"validation": {"accuracy": accuracy + 0.01},
+                                              "test": {"accuracy": accuracy}}))
+'''
+
+
+@pytest.fixture
+def stand_in(in_folder, monkeypatch):
+    """Main.py's place is taken by a script that learns nothing, quickly."""
+    (in_folder / "Main.py").write_text(STAND_IN)
+    monkeypatch.setattr(Sweep, "MAIN", in_folder / "Main.py")
+    return in_folder
+
+
+def ran(folder):
+    return (folder / "ran").read_text().splitlines() if (folder / "ran").exists() else []
+
+
+def sweep(capsys, *arguments):
+    code = Console.run(Main_meta.main, ["--logs", "none", *arguments])
+    return code, *capsys.readouterr()
+
+
+def test_every_cell_is_trained_once_and_the_table_is_the_courses(stand_in, database, capsys):
+    grid = ["--net", "convnet", "--test", str(database.parent / "data_test.bin"), "--batchnorm", "no", "yes",
+            "--nb-filter", "4", "16", "--nb-conv", "1", "7", "30", "40"]
+    code, out, err = sweep(capsys, *grid, "--processes", "3")
+    assert (code, err) == (0, "")
+    assert "\n".join(out.splitlines()[-8:]) == """\
+convnet, 5 epochs, accuracy in % on test; (in brackets) did not learn; KO too big for the memory; - not run
+  batchnorm      no             yes
+  nb_filter       4      16       4      16
+    nb_conv
+          1    81.0    81.0    81.0    81.0
+          7  (52.0)  (52.0)    87.0    87.0
+         30  (50.0)  (50.0)  (50.0)  (50.0)
+         40      KO      KO      KO      KO"""
+    assert len(ran(stand_in)) == 16
+    assert sum("--no-batchnorm --nb-filter 16 --nb-conv 7" in line for line in ran(stand_in)) == 1
+    assert sweep(capsys, *grid)[0] == 0
+    assert len(ran(stand_in)) == 16
+
+
+def test_markdown_and_csv(stand_in, database, capsys):
+    grid = ["--net", "convnet", "--batch-size", "64", "256", "--nb-conv", "1", "39"]
+    sweep(capsys, *grid)
+    _, out, _ = sweep(capsys, *grid, "--no-run", "--format", "markdown")
+    assert out.splitlines()[2:] == ["| nb_conv | batch_size 64 | batch_size 256 |", "| ---: | ---: | ---: |",
+                                    "| 1 | 81.0 | 81.0 |", "| 39 | KO | KO |"]
+    _, out, _ = sweep(capsys, *grid, "--no-run", "--format", "csv")
+    rows = list(csv.DictReader(io.StringIO(out)))
+    assert {(row["batch_size"], row["nb_conv"], row["mark"]) for row in rows} == {
+        ("64", "1", "81.0"), ("64", "39", "KO"), ("256", "1", "81.0"), ("256", "39", "KO")}
+    assert [row["accuracy"] for row in rows if row["nb_conv"] == "1"] == ["0.81", "0.81"]
+
+
+def test_another_grid_shares_the_cells_and_shows_what_was_not_run(stand_in, capsys):
+    sweep(capsys, "--nb-conv", "1", "2")
+    sweep(capsys, "--nb-conv", "2", "3", "4", "--trials", "2")
+    assert sorted(line.split("--nb-conv ")[1][0] for line in ran(stand_in)) == ["1", "2", "3"]
+    _, out, _ = sweep(capsys, "--nb-conv", "2", "3", "4", "--no-run")
+    assert [line.split() for line in out.splitlines()[-3:]] == [["2", "82.0"], ["3", "83.0"], ["4", "-"]]
+    _, out, _ = sweep(capsys, "--nb-conv", "2", "3", "--epochs", "6", "--no-run")
+    assert [line.split() for line in out.splitlines()[-2:]] == [["2", "-"], ["3", "-"]]
+
+
+@pytest.mark.parametrize("search", ["random", "tpe"])
+def test_search_stops_at_its_budget_and_repeats_nothing(stand_in, search, capsys):
+    grid = ["--nb-conv", *map(str, range(1, 6)), "--nb-filter", "4", "8", "--search", search]
+    assert sweep(capsys, *grid, "--trials", "4")[0] == 0
+    assert len(set(ran(stand_in))) == len(ran(stand_in)) == 4
+    assert sweep(capsys, *grid)[0] == 0  # 20 by default, but the grid has 10 cells
+    assert len(set(ran(stand_in))) == len(ran(stand_in)) == 10
+
+
+def test_a_grid_from_a_file_and_from_flags(stand_in, capsys):
+    (stand_in / "grid.json").write_text('{"optimizer": ["sgd", "adam"], "nb_conv": [1, 2], "batchnorm": [true]}')
+    sweep(capsys, "--grid", "grid.json", "--nb-conv", "3")
+    assert len(ran(stand_in)) == 2
+    assert all("--nb-conv 3" in line and "--batchnorm" in line for line in ran(stand_in))
+    assert {line.split("--optimizer ")[1].split()[0] for line in ran(stand_in)} == {"sgd", "adam"}
+
+
+def wait_for(path):
+    for _ in range(600):
+        if path.exists():
+            return
+        time.sleep(0.1)
+    raise AssertionError(f"{path} never appeared")
+
+
+def start(folder, *arguments):
+    """Main_meta.py in a process of its own, with the stand-in."""
+    code = (f"import sys; sys.path.insert(0, {str(ROOT)!r}); import Console, Main_meta, Sweep; "
+            f"Sweep.MAIN = {str(folder / 'Main.py')!r}; "
+            f"sys.exit(Console.run(Main_meta.main, {['--logs', 'none', *arguments]!r}))")
+    return subprocess.Popen([sys.executable, "-c", code], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                            text=True, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler))
+
+
+@pytest.mark.parametrize("how", ["interrupt", "kill"])
+def test_an_interrupted_sweep_goes_on(stand_in, how, monkeypatch, capsys):
+    monkeypatch.setattr(Sweep, "START_SECONDS", 0.0)
+    grid = ["--nb-conv", "1", "13", "2"]
+    process = start(stand_in, *grid)
+    wait_for(stand_in / "waiting")
+    if how == "interrupt":
+        process.send_signal(signal.SIGINT)
+        out, _ = process.communicate(timeout=60)
+        assert process.returncode == 130
+        assert out.splitlines()[-1] == "interrupted, and saved; the same command goes on"
+    else:
+        process.kill()
+        process.communicate()
+        subprocess.run(["pkill", "-f", "nb-conv 13"], check=True)
+    (stand_in / "go").touch()
+    code, out, _ = sweep(capsys, *grid)
+    assert code == 0
+    assert [line.split() for line in out.splitlines()[-3:]] == [["1", "81.0"], ["13", "(52.0)"], ["2", "82.0"]]
+    assert sorted(line.split("--nb-conv ")[1].split()[0] for line in ran(stand_in)) == ["1", "13", "13", "2"]
+
+
+def test_two_processes_share_the_work(stand_in, capsys):
+    (stand_in / "go").touch()
+    grid = ["--nb-conv", *map(str, range(1, 9)), "--storage", f"sqlite:///{stand_in}/meta.db"]
+    processes = [start(stand_in, *grid) for _ in range(2)]
+    for process in processes:
+        out, _ = process.communicate(timeout=120)
+        assert process.returncode == 0, out
+    assert sorted(line.split("--nb-conv ")[1][0] for line in ran(stand_in)) == list("12345678")
+
+
+def test_mistakes(stand_in, capsys):
+    (stand_in / "grid.json").write_text('{"depth": [1]}')
+    (stand_in / "folder.json").write_text('{"out": ["a"]}')
+    (stand_in / "broken.json").write_text('{"nb_conv": 3}')
+    for arguments, words in (
+            (["--grid", "none.json"], "none.json: no such file"), (["--grid", "broken.json"], "expected JSON such as"),
+            (["--grid", "grid.json"], "depth is no option of Main.py"), (["--grid", "folder.json"], "out is no option"), (["--nb-conv", "0"], "expected 1 or more"),
+            (["--batchnorm", "maybe"], "invalid choice"), (["--train", "none"], "no such file"),
+            (["--rows", "depth"], "--rows depth: not in the grid"), (["--nb-conv", "33"], "no such thing"),
+            (["--storage", "nonsense"], "no state can be kept there")):
+        code, _, err = sweep(capsys, *arguments)
+        assert code == 2 and err.count("\n") == 1 and words in err, err
+
+
+def test_real_trainings_write_hparams_and_can_be_used(database, in_folder, capsys):
+    code, out, _ = sweep(capsys, "--net", "convnet", "--train", str(database), "--test",
+                         str(database.parent / "data_test.bin"), "--nb-filter", "4", "--nb-block", "2", "--dropout", "0",
+                         "0.2", "--epochs", "1", "--logs", "logs/meta", "--processes", "2")
+    assert code == 0
+    folders = sorted(Path("checkpoints/meta").glob("convnet-*"))
+    assert len(folders) == 2 and [Models.load(folder)[0].list[1].dropout_rate for folder in folders] == [0.0, 0.2]
+    assert len(list(Path("logs/meta").glob("*/validation/*"))) == 2
+    assert all(json.loads((folder / "metrics.json").read_text())["test"]["faces"] == 60 for folder in folders)
