@@ -57,7 +57,7 @@ OPTIMIZERS = {  # name: (class, its arguments, learning rate, weight decay)
     "nesterov": (tf.keras.optimizers.SGD, dict(momentum=0.9, nesterov=True), 0.02, 5e-3),
     "adagrad": (tf.keras.optimizers.Adagrad, {}, 0.02, 5e-3),
     "rmsprop": (tf.keras.optimizers.RMSprop, {}, 1e-3, 0.1),
-    "adam": (tf.keras.optimizers.Adam, {}, 2e-3, 0.05),
+    "adam": (tf.keras.optimizers.Adam, {}, 5e-3, 0.05),
 }
 
 

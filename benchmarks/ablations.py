@@ -20,7 +20,6 @@ import os
 import statistics
 from typing import Annotated
 
-import numpy as np
 import tensorflow as tf
 
 import Dataset
@@ -30,7 +29,6 @@ import Training
 
 CHANGES = Training.Recipe.augment
 BASE = ["--net", "resnet", "--nb-filter", "16"]
-AVERAGED, TEACHERS = ("base", 0), [("base", seed) for seed in range(3)]
 
 
 def augment(*more, without=()):
@@ -44,8 +42,7 @@ ROWS = {  # name: options that differ from BASE
     "without flips": augment(without=["flip"]),
     "without rotation, scale, shift": augment(without=["rotation", "scale", "shift"]),
     "without contrast, brightness": augment(without=["contrast", "brightness"]),
-    "with sharpness" if "sharpness" not in CHANGES else "without sharpness":
-        augment("sharpness") if "sharpness" not in CHANGES else augment(without=["sharpness"]),
+    "with sharpness": augment("sharpness"),
     "with cutout": augment("cutout"),
     "with mixup": augment("mixup"),
     "dropout 0.1": ["--dropout", "0.1"],

@@ -27,9 +27,10 @@ import Training
 
 NET = ["--net", "resnet", "--nb-conv", "2", "--augment", *Training.Recipe.augment, "sharpness"]
 TRAININGS = {  # name: (learned from, measured on, options)
-    "without_scut": (("16k", "aaf"), "scut", ["--epochs", "32"]),
-    "without_aaf": (("16k", "scut"), "aaf", ["--epochs", "32"]),
-    "all": (("16k", "aaf", "scut"), "test4k", ["--epochs", "44", "--teacher", "{out}/without_scut", "{out}/without_aaf"]),
+    "without_scut": (("16k", "aaf"), "scut", ["--epochs", "32", "--learning-rate", "2e-3"]),
+    "without_aaf": (("16k", "scut"), "aaf", ["--epochs", "32", "--learning-rate", "2e-3"]),
+    "all": (("16k", "aaf", "scut"), "test4k", ["--epochs", "30", "--learning-rate", "5e-3",
+                                               "--teacher", "{out}/without_scut", "{out}/without_aaf"]),
 }
 
 
