@@ -297,9 +297,11 @@ class Average:
         own = [tf.identity(variable) for variable in self.net.variables if self.share]
         for variable, average in zip(self.net.variables, self.variables):
             variable.assign(average)
-        yield
-        for variable, value in zip(self.net.variables, own):
-            variable.assign(value)
+        try:
+            yield
+        finally:
+            for variable, value in zip(self.net.variables, own):
+                variable.assign(value)
 
 
 class Trainer:
