@@ -94,8 +94,8 @@ class Recipe:
     teaching: Annotated[float, dict(help="share of the teachers' answer in the label", low=0, high=1.001)] = 0.7
     validation: Annotated[float, dict(help="share of the training faces kept to choose the best weights on",
                                       low=0.001, high=0.9)] = 0.05
-    patience: Annotated[int | None, dict(help="early stopping: end after so many measures without a better validation "
-                                         "accuracy", low=1)] = None
+    patience: Annotated[int | None, dict(help="early stopping: end after so many measures without a lesser cross "
+                                         "entropy on the validation part", low=1)] = None
     precision: Annotated[str, dict(help="compute in bfloat16, in float32, or in what this machine is built for",
                                    choices=["auto", "bfloat16", "float32"])] = "auto"
     seed: Annotated[int, dict(help="of weights, order, augmentation, dropout", low=0, high=2**31)] = 0
@@ -456,9 +456,8 @@ class Trainer:
         self._write_summaries(row, writers)
 
     def _best_row(self):
-        """The first of the rows with the highest validation accuracy; of equal ones that with the least loss there."""
-        return max(self.curve, default=None,
-                   key=lambda row: (row["validation_accuracy"], -row["validation_cross_entropy"]))
+        """The row with the least cross entropy on the validation part, which varies less by chance than accuracy."""
+        return min(self.curve, default=None, key=lambda row: row["validation_cross_entropy"])
 
     def _impatient(self):
         """Whether as many measures as the recipe's patience have passed since the best."""

@@ -127,7 +127,9 @@ def test_best_weights_are_those_of_the_best_validation(database, tmp_path):
     best = training.result()
     net, prefix = Models.load(tmp_path)
     assert prefix.endswith(f"my_model-{best['best_step']}")
-    assert best["validation"]["accuracy"] == max(row["validation_accuracy"] for row in training.curve)
+    (row,) = [row for row in training.curve if row["step"] == best["best_step"]]
+    assert row["validation_cross_entropy"] == min(row["validation_cross_entropy"] for row in training.curve)
+    assert best["validation"]["accuracy"] == row["validation_accuracy"]
     for name in "validation", "test":
         assert training.measured[name].mean_accuracy(net) == best[name]["accuracy"]
         assert best[name]["correct"] == round(best[name]["accuracy"] * best[name]["faces"])
