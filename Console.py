@@ -221,7 +221,8 @@ def verdict(answer):
 def strip(faces, captions, columns=6):
     """Faces side by side, four times enlarged, a caption under each: a PIL picture.
 
-    faces  list of [48, 48] uint8;  captions  list of str;  columns  faces a row
+    faces     list of [48, 48] uint8, or of PIL pictures of at most 192x192 pixels, which are not enlarged
+    captions  list of str;  columns  faces a row
     """
     side, foot, gap = 4 * Dataset.SIDE, 24, 8
     columns = min(columns, len(faces))
@@ -231,8 +232,10 @@ def strip(faces, captions, columns=6):
     for number, (face, caption) in enumerate(zip(faces, captions)):
         left = gap + number % columns * (side + gap)
         top = gap + number // columns * (side + foot + gap)
-        picture = Image.fromarray(np.asarray(face, np.uint8).reshape(Dataset.SIDE, Dataset.SIDE))
-        sheet.paste(picture.resize((side, side), Image.Resampling.NEAREST), (left, top))
+        if not isinstance(face, Image.Image):
+            face = Image.fromarray(np.asarray(face, np.uint8).reshape(Dataset.SIDE, Dataset.SIDE))
+            face = face.resize((side, side), Image.Resampling.NEAREST)
+        sheet.paste(face, (left + (side - face.width) // 2, top + (side - face.height) // 2))
         while font.getlength(caption) > side and len(caption) > 4:
             caption = caption[:-4] + "..."
         draw.text((left + side / 2, top + side + foot / 2), caption, fill=0, font=font, anchor="mm")

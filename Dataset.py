@@ -312,37 +312,42 @@ def balance_groups(name, dataset, balance):
 def read_face(path):
     """A picture file as one face: ([48, 48] uint8, note).
 
-    A .raw file is 2304 bytes. Of any other picture of another size than 48x48 the middle square is reduced to 48x48
-    and `note` says so; it is empty otherwise. Transparent pixels show white.
+    A .raw file is 2304 bytes. Any other picture is taken as `middle_square` says; DataBases/photo.py looks for faces.
 
     Raises DataError for what is no picture, or too small to hold a face.
     """
+    if Path(path).suffix.lower() != ".raw":
+        return middle_square(read_picture(path))
     size = file_size(path)
-    if Path(path).suffix.lower() == ".raw":
-        if size != DIM:
-            raise DataError(f"{path}: {size} bytes; a .raw face is {SIDE}x{SIDE} pixels, {DIM} bytes, no header")
-        return np.fromfile(path, np.uint8).reshape(SIDE, SIDE), ""
+    if size != DIM:
+        raise DataError(f"{path}: {size} bytes; a .raw face is {SIDE}x{SIDE} pixels, {DIM} bytes, no header")
+    return np.fromfile(path, np.uint8).reshape(SIDE, SIDE), ""
+
+
+def read_picture(path):
+    """A picture file as a PIL picture of mode RGB or L, 8 bit, upright; transparent pixels show white.
+
+    Raises DataError for what is no picture, or too small to hold a face.
+    """
+    file_size(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             warnings.filterwarnings("ignore", category=UserWarning)
-            with Image.open(path) as picture:
-                grey = _to_grey_picture(ImageOps.exif_transpose(picture))
+            with Image.open(path) as opened:
+                picture = _to_8_bit(ImageOps.exif_transpose(opened))
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise DataError(f"{path}: over {Image.MAX_IMAGE_PIXELS // 10**6} million pixels; reduce it first") from None
     except Exception as error:  # a broken file makes Pillow's decoders raise almost anything
         raise DataError(f"{path}: not a picture that can be read (png, jpg, bmp, webp, ...): {error}") from None
-    if min(grey.size) < SMALLEST_PICTURE:
-        raise DataError(f"{path}: {grey.width}x{grey.height} pixels; "
+    if min(picture.size) < SMALLEST_PICTURE:
+        raise DataError(f"{path}: {picture.width}x{picture.height} pixels; "
                         f"a face needs at least {SMALLEST_PICTURE}x{SMALLEST_PICTURE}, best {SIDE}x{SIDE}")
-    if grey.size == (SIDE, SIDE):
-        return np.array(grey), ""
-    face = ImageOps.fit(grey, (SIDE, SIDE), Image.Resampling.LANCZOS)
-    return np.array(face), f"{grey.width}x{grey.height} pixels: the middle square was brought to {SIDE}x{SIDE}"
+    return picture
 
 
-def _to_grey_picture(picture):
-    """A PIL picture of any mode as mode L, 8 bit."""
+def _to_8_bit(picture):
+    """A PIL picture of any mode as mode RGB, or L where it is grey of more than 8 bit."""
     if picture.mode.startswith("I") or picture.mode == "F":
         values = np.asarray(picture, np.float64)
         if picture.mode.startswith("I;16") or values.max(initial=0) > 255:
@@ -353,7 +358,19 @@ def _to_grey_picture(picture):
     if picture.has_transparency_data:
         picture = picture.convert("RGBA")
         picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
-    return picture.convert("RGB").convert("L")
+    return picture.convert("RGB")
+
+
+def middle_square(picture):
+    """A PIL picture of mode RGB or L as one face: ([48, 48] uint8, note).
+
+    Of a picture of another size than 48x48 the middle square is reduced to 48x48 and `note` says so; else it is empty.
+    """
+    grey = picture.convert("L")
+    if grey.size == (SIDE, SIDE):
+        return np.array(grey), ""
+    face = ImageOps.fit(grey, (SIDE, SIDE), Image.Resampling.LANCZOS)
+    return np.array(face), f"{grey.width}x{grey.height} pixels: the middle square was brought to {SIDE}x{SIDE}"
 
 
 def parse_label(text):

@@ -20,11 +20,12 @@ from PIL import Image
 import Attacks
 import Dataset
 import Models
+from DataBases import photo
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    path: Annotated[str, dict(help="picture of a face (png, jpg, ..., or .raw of 48x48 bytes)",
+    path: Annotated[str, dict(help="photo, of which the largest face is taken, or face (.raw or picture of 48x48)",
                               positional=True, metavar="PATH")]
     wronglabel: Annotated[str, dict(help="what the net shall say: man or woman (also male, female, homme, femme, 0, 1)",
                                     positional=True, metavar="WRONGLABEL")]
@@ -50,20 +51,24 @@ def main(argv=None):
     name = options.name or Path(options.path).stem
     if Path(name).name != name:
         raise Dataset.UserError(f"--name {name}: expected a name without folders; --out takes the folder")
-    face, note = Dataset.read_face(options.path)
-    if note and not options.json:
-        print(f"{options.path}: {note}", file=sys.stderr)
+    (face,) = photo.read(options.path)
+    if face.note and not options.json:
+        print(f"{options.path}: {face.note}", file=sys.stderr)
     net, _ = Models.load(options.checkpoint or Console.default_checkpoint())
 
     started = time.monotonic()
-    found = search(net, face.reshape(1, -1), wrong, mask, options)
+    found = search(net, face.grey.reshape(1, -1), wrong, mask, options)
     seconds = time.monotonic() - started
     paths = write(found, Path(options.out) / f"adv_{name}")
     report = describe(net, found, paths, wrong) | {"norm": options.norm, "steps": found.steps, "seconds": seconds}
+    if face.box:
+        report["box"] = list(face.box)
 
     before, after = (Console.verdict(report[when]) for when in ("before", "after"))
-    sheet = Console.strip([found.original[0], found.modified[0], found.amplified[0]],
-                          [f"original: {before}", f"modified: {after}", "noise, 50 times"])
+    tiles = [(face.view, face.note)] if face.view else []
+    tiles += [(found.original[0], f"original: {before}"), (found.modified[0], f"modified: {after}"),
+              (found.amplified[0], "noise, 50 times")]
+    sheet = Console.strip(*zip(*tiles))
     paths["strip"] = str(Path(options.out) / f"adv_{name}.png")
     shown = Console.present(sheet, paths["strip"], options.show and not options.json)
     if options.json:

@@ -1,6 +1,7 @@
 """Say what a trained net sees: man or woman, with its probability.
 
-    python Main_inference.py face.png                          each face in a line
+    python Main_inference.py photo.jpg                         each picture in a line: its largest face
+    python Main_inference.py photo.jpg --all                   each face in a line
     python Main_inference.py path/to/data_test4k.bin           accuracy on a database
 """
 import sys
@@ -17,6 +18,7 @@ import tensorflow as tf
 
 import Dataset
 import Models
+from DataBases import photo
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +30,7 @@ class Options:
                                       metavar="DIR_OR_PREFIX")] = ()
     views: Annotated[tuple, dict(help="ask also about the mirror image, and about four crops, and average", nargs="+",
                                  choices=["flip", "crops"])] = ()
+    all: Annotated[bool, dict(help="every face of a photo, the largest first; only the largest by default")] = False
     out: Annotated[str, dict(help="folder of the picture inference.png", metavar="DIR")] = "."
     json: Annotated[bool, dict(help="one JSON document on stdout, nothing else")] = False
     show: Annotated[bool, dict(help="open the picture in a window where there is a display")] = True
@@ -35,33 +38,43 @@ class Options:
 
 def main(argv=None):
     options = Options(**Console.parse(Options, argv, __doc__))
-    inputs = [(path, *read(path)) for path in options.path]
+    inputs = [(path, item) for path in options.path for item in read(path, options.all)]
     nets = [Models.load(path)[0] for path in options.checkpoint or [Console.default_checkpoint()]]
     net = Console.Committee(nets, options.views) if options.views or len(nets) > 1 else nets[0]
-    answers = [measure(path, faces, net) if isinstance(faces, Dataset.DataSet)
-               else {"path": path} | Console.ask(net, faces) for path, faces, _ in inputs]
-    seen = [(face, answer) for (_, face, _), answer in zip(inputs, answers) if "label" in answer]
+    answers = [measure(path, item, net) if isinstance(item, Dataset.DataSet) else ask(path, item, net)
+               for path, item in inputs]
+    seen = [(item, answer) for (_, item), answer in zip(inputs, answers) if isinstance(item, photo.Face)]
     shown = ""
     if seen:
-        sheet = Console.strip([face for face, _ in seen], [Console.verdict(answer) for _, answer in seen])
+        tiles = [tile for face, answer in seen for tile in tiles_of(face, answer)]
+        sheet = Console.strip(*zip(*tiles))
         shown = Console.present(sheet, Path(options.out) / "inference.png", options.show and not options.json)
     if options.json:
         print(json.dumps(answers, indent=1))
         return 0
-    for (path, _, note), answer in zip(inputs, answers):
-        if note:
-            print(f"{path}: {note}", file=sys.stderr)
+    for (path, item), answer in zip(inputs, answers):
+        if isinstance(item, photo.Face) and item.note:
+            print(f"{path}: {item.note}", file=sys.stderr)
         print("\n".join(table(answer)) if "faces" in answer else f"{path}: {Console.verdict(answer)}")
     if shown:
         print(shown, file=sys.stderr)
     return 0
 
 
-def read(path):
-    """A database (DataSet, "") or a face ([48, 48] uint8, note)."""
-    if Path(path).suffix == ".bin":
-        return Dataset.open_database(path), ""
-    return Dataset.read_face(path)
+def read(path, every):
+    """What a path holds: a list of one DataSet, or of photo.Face."""
+    return [Dataset.open_database(path)] if Path(path).suffix == ".bin" else photo.read(path, every)
+
+
+def ask(path, face, net):
+    """What the net says of a face, and where in the photo it was found."""
+    return {"path": path} | Console.ask(net, face.grey) | ({"box": list(face.box)} if face.box else {})
+
+
+def tiles_of(face, answer):
+    """The pictures, with their captions, that show a face: before it the photo with the box, where it is of a photo."""
+    shown = [(face.view, face.note)] if face.view else []
+    return [*shown, (face.grey, Console.verdict(answer))]
 
 
 def measure(path, dataset, net):

@@ -18,6 +18,7 @@ import Dataset
 import Main_adversarial
 import Main_inference
 import Models
+from DataBases import photo
 from conftest import write_database
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -166,12 +167,14 @@ def test_crops_are_the_corners_enlarged():
         assert corner[0, 0] == whole[top, left] and corner[-1, -1] == whole[top + 45, left + 45]
 
 
-def test_a_resized_picture_is_said(in_folder, checkpoint, capsys):
+def test_a_resized_picture_is_said(in_folder, checkpoint, capsys, monkeypatch):
+    monkeypatch.setattr(photo, "installed", lambda: False)
     Image.new("L", (300, 200), 90).save("wide.jpg")
     assert call(Main_inference, "wide.jpg", "--checkpoint", checkpoint) == 0
     out, err = capsys.readouterr()
     assert out.startswith("wide.jpg: ") and out.count("\n") == 1
-    assert err == ("wide.jpg: 300x200 pixels: the middle square was brought to 48x48\n"
+    assert err == ("wide.jpg: 300x200 pixels: the middle square was brought to 48x48; to have its face found: "
+                   'pip install -e ".[photo]"\n'
                    "picture saved as inference.png\n")
 
 

@@ -1,0 +1,1 @@
+"""The databases, and what makes them."""
