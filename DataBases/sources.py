@@ -121,7 +121,7 @@ def fairface(folder):
                 pictures.append(Picture(Path(folder) / row["file"], int(row["gender"] == "Female"), fairface_chip,
                                         FAIRFACE_AGES.get(row["age"]), FAIRFACE_RACES.get(row["race"])))
             else:
-                skipped["no gender annotated"].append(row["file"])
+                skipped["no gender annotated"].append(str(row["file"]))
     return Listing(pictures, skipped)
 
 
@@ -129,7 +129,7 @@ def celeba(folder):
     """img_align_celeba/ and list_attr_celeba.txt, in the folder or in its Img/ and Anno/; identity_CelebA.txt too."""
     table = _place(folder, "list_attr_celeba.txt")
     people = _place(folder, "identity_CelebA.txt", needed=False)
-    person = dict(line.split()[:2] for line in _lines(people) if line.strip()) if people else {}
+    person = dict(line.split() for line in _lines(people) if len(line.split()) == 2) if people else {}
     images = _place(folder, "img_align_celeba")
     _, names, *lines = [*_lines(table), "", ""]
     if "Male" not in names.split():
