@@ -57,9 +57,10 @@ def main(argv=None):
     listing = sources.SOURCES[options.source](options.folder)
     names = options.names or names_that_fit(len(listing.pictures))
     check_size(options, names, [picture.label for picture in listing.pictures])
-    work, plan = Path(options.out) / f".build_{options.source}", repr((options.names, options.seed))
-    begin(work, fingerprint(listing))
+    work, key = Path(options.out) / f".build_{options.source}", fingerprint(listing)
+    plan = repr((key, options.names, options.seed))
     refuse_existing(work, plan, names, options.out)
+    begin(work, key)
     try:
         faces, reasons = read_faces(listing.pictures, work)
         pictures = [picture for picture, reason in zip(listing.pictures, reasons) if not reason]

@@ -442,6 +442,7 @@ def test_a_base_that_exists_is_not_written_over(utkface, tmp_path, run):
     assert (code, out) == (2, "")
     assert err == f"build.py: {mine}: exists already; move it away, or choose other --names or another --out\n"
     assert mine.read_bytes() == b"mine"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["UTKFace", "data_10.bin"]
 
 
 # Mistakes
