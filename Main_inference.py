@@ -38,7 +38,7 @@ class Options:
 
 def main(argv=None):
     options = Options(**Console.parse(Options, argv, __doc__))
-    inputs = [(path, item) for path in options.path for item in read(path, options.all)]
+    inputs = read_all(options.path, options.all)
     nets = [Models.load(path)[0] for path in options.checkpoint or [Console.default_checkpoint()]]
     net = Console.Committee(nets, options.views) if options.views or len(nets) > 1 else nets[0]
     answers = [measure(path, item, net) if isinstance(item, Dataset.DataSet) else ask(path, item, net)
@@ -61,9 +61,15 @@ def main(argv=None):
     return 0
 
 
-def read(path, every):
-    """What a path holds: a list of one DataSet, or of photo.Face."""
-    return [Dataset.open_database(path)] if Path(path).suffix == ".bin" else photo.read(path, every)
+def read_all(paths, every):
+    """What each path holds: a list of (path, DataSet) and (path, photo.Face)."""
+    inputs, progress = [], Console.Progress(len(paths), unit="pictures")
+    for number, path in enumerate(paths, 1):
+        database = Path(path).suffix == ".bin"
+        inputs += [(path, item) for item in ([Dataset.open_database(path)] if database else photo.read(path, every))]
+        progress.update(number)
+    progress.clear()
+    return inputs
 
 
 def ask(path, face, net):

@@ -100,18 +100,22 @@ def find(picture):
 
 
 def look(picture, border, side):
-    """The faces that mtcnn finds in `picture` within a `border`, reduced to at most `side` pixels: a list of Found."""
-    margin = round(border * max(picture.size))
-    pixels = np.pad(np.asarray(picture.convert("RGB")), ((margin, margin), (margin, margin), (0, 0)), "edge")
-    framed = Image.fromarray(pixels)
-    framed.thumbnail((side, side), Image.Resampling.LANCZOS)
-    scale = np.array([pixels.shape[1] / framed.width, pixels.shape[0] / framed.height])
+    """The faces that mtcnn finds in a PIL picture, in no order: a list of Found.
+
+    The picture is reduced so far that it has, with a border of `border` of its longer side all around, at most `side`
+    pixels a side.
+    """
+    reduced = picture.convert("RGB")
+    reduced.thumbnail([round(side / (1 + 2 * border))] * 2, Image.Resampling.LANCZOS)
+    scale = np.array([picture.width / reduced.width, picture.height / reduced.height])
+    margin = round(border * max(reduced.size))
+    pixels = np.pad(np.asarray(reduced), ((margin, margin), (margin, margin), (0, 0)), "edge")
     found = []
-    for face in _detector().detect_faces(np.asarray(framed)):
+    for face in _detector().detect_faces(pixels):
         x, y, width, height = face["box"]
-        corners = np.array([[x, y], [x + width, y + height]]) * scale - margin
+        corners = (np.array([[x, y], [x + width, y + height]]) - margin) * scale
         (left, top), (right, bottom) = np.clip(np.rint(corners).astype(int), 0, picture.size).tolist()
-        landmarks = np.array([face["keypoints"][name] for name in LANDMARKS], float) * scale - margin
+        landmarks = (np.array([face["keypoints"][name] for name in LANDMARKS], float) - margin) * scale
         if right > left and bottom > top and np.ptp(landmarks, axis=0).min() > 0:
             found.append(Found((left, top, right - left, bottom - top), landmarks))
     return found

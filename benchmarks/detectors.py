@@ -67,7 +67,8 @@ def main(argv=None):
     for database in options.template:
         print_landmarks(database, options.faces)
     if options.pictures:
-        print("| detector | folder | found | of these wrong | boxes too many | s a picture |\n|---|---|---|---|---|---|")
+        print("| detector | folder | found | of these wrong | boxes too many | s a picture |")
+        print("|---|---|---|---|---|---|")
     for folder in map(Path, options.pictures):
         for library in mtcnn, dlib, opencv:
             try:
