@@ -226,7 +226,8 @@ def main(argv=None):
     print("|---" * 7 + "|")
     for name, twin, torch_twin in ("nn4", keras_nn4, torch_nn4), ("densenet", keras_densenet, torch_densenet):
         net, model = Models.build(name), twin()
-        graph, keras_graph = tf.function(lambda x: net(x)), tf.function(lambda x: model(tf.reshape(x, [-1, 48, 48, 1])))
+        graph = tf.function(lambda x: net(x), autograph=False)
+        keras_graph = tf.function(lambda x: model(tf.reshape(x, [-1, 48, 48, 1])), autograph=False)
         with tempfile.TemporaryDirectory() as folder:
             learning = {
                 "course, eager": eager(Models.build(name), dataset, options.steps),
@@ -234,8 +235,8 @@ def main(argv=None):
                 "Main.py, float32": ours(Models.build(name), dataset, options.steps, "float32", f"{folder}/a"),
                 "Main.py, bfloat16": ours(Models.build(name), dataset, options.steps, "bfloat16", f"{folder}/b")}
             asking = {"course, eager": inference(lambda x: net(x), dataset),
-                      "Keras": inference(lambda x: keras_graph(x), dataset),
-                      "Main.py, float32": inference(lambda x: graph(x), dataset)}
+                      "Keras": inference(keras_graph, dataset),
+                      "Main.py, float32": inference(graph, dataset)}
             if importlib.util.find_spec("torch"):
                 learning["PyTorch"], ask = pytorch(torch_twin, dataset, options.steps)
                 asking["PyTorch"] = inference(ask, dataset)
