@@ -342,8 +342,9 @@ class Trainer:
         self.interval = [0.0, 0]  # sum of the losses since the last measure, and how many
         self.seconds = 0.0        # of training, measures not counted
         self.interrupted = False
-        self.predict = tf.function(lambda x: net(x), input_signature=[tf.TensorSpec([None, Dataset.DIM])])
-        self.learn = tf.function(self._learn, input_signature=[
+        self.predict = tf.function(lambda x: net(x), autograph=False,
+                                   input_signature=[tf.TensorSpec([None, Dataset.DIM])])
+        self.learn = tf.function(self._learn, autograph=False, input_signature=[
             tf.TensorSpec([2], tf.int32), tf.TensorSpec([None, Dataset.DIM]), tf.TensorSpec([None, 2])])
 
     def resume(self):
