@@ -60,7 +60,7 @@ def main(argv=None):
     found = search(net, face.grey.reshape(1, -1), wrong, mask, options)
     seconds = time.monotonic() - started
     paths = write(found, Path(options.out) / f"adv_{name}")
-    report = describe(net, found, paths, wrong) | {"norm": options.norm, "steps": found.steps, "seconds": seconds}
+    report = describe(net, found, paths, wrong) | {"norm": options.norm, "steps": found.backward, "seconds": seconds}
     if face.box:
         report["box"] = list(face.box)
 
