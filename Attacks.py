@@ -1,17 +1,16 @@
-"""How to find DX, the noise that makes a net say the wrong label.
+"""How to find DX, the noise that makes a net say the wrong label: the course's search and the attacks it reads about.
 
-Only the Variable DX is trained (slides "Build an adversarial image"): loss = cross entropy of the net's answer to the
-wrong label + weight x penalty of DX, with x + DX kept a picture. Two things are added to the course's loop:
+All are one loop (`Attack`): ask the net about x + DX, keep the closest picture that fooled, move DX down the gradient.
+They differ in the loss, the move and the distance in which "closest" is meant. What fools is the file, not a float that
+rounding would undo: the net sees the picture as the file will hold it, rounded to 8 bit, and the gradient passes the
+rounding straight through (Bengio et al. 2013).
 
-- The net sees the picture as the file will hold it, rounded to 8 bit; the gradient passes the rounding straight
-  through (Bengio et al. 2013). What fools is the file, not a float that rounding would undo.
-- Where no weight is given each face looks for its own: the weight grows by WEIGHT_RATE while the file fools and
-  shrinks while it does not, so DX settles where the net's answer turns (the idea of DDN, Rony et al. 2019). Under
-  linf DX is also kept one grey level inside the smallest noise so far, as the penalty alone moves one pixel at a time.
-
-The smallest noise that fooled is kept.
+There are two labels, so an answer is one number, its lead: the logit of the wrong label minus the other. The picture
+fools where the lead is above 0. Cross entropy is softplus(-lead), its gradient a negative multiple of the lead's:
+attacks that use the direction alone descend on -lead.
 """
 import dataclasses
+import inspect
 import math
 
 import numpy as np
@@ -25,11 +24,11 @@ PENALTIES = {  # of noise [N, 2304] in the course's scale: [N]
     "linf": lambda dx: tf.reduce_max(tf.abs(dx), axis=1),
     "none": lambda dx: tf.zeros_like(dx[:, 0]),
 }
-FIRST_WEIGHT = {"l2": 1000.0, "l1": 30.0, "linf": 30.0, "none": 0.0}
-WEIGHT_RATE = 1.05
-LEARNING_RATE = 0.02     # of Adam on DX, in the course's scale: 5 grey levels; falls to zero along half a cosine
-MARGIN = 1e-3            # of logits, by which a picture must fool: other machines round otherwise
-REPORT_STEPS = 10
+DISTANCES = PENALTIES | {  # in which the closest picture is kept
+    "none": PENALTIES["l2"],
+    "l0": lambda dx: tf.math.count_nonzero(dx, axis=1, dtype=tf.float32),
+}
+MARGIN = 1e-3            # of lead, by which a picture must fool: other machines round otherwise
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,13 +36,17 @@ class Result:
     """What an attack found for N faces.
 
     original, modified  [N, 2304] uint8, as files hold them;  fools  [N] bool: the net says the wrong label of modified
-    weight  [N] float32, the last weight of the penalty;  steps  how many were made
+    forward, backward   passes: how often the net was asked about each face, and how often for a gradient
+    weight  [N] float32, the last weight of the penalty, where the attack has one
+
+    A face whose `fools` is False was not misled; its `modified` is the last picture tried.
     """
     original: np.ndarray
     modified: np.ndarray
     fools: np.ndarray
-    weight: np.ndarray
-    steps: int
+    forward: int
+    backward: int
+    weight: np.ndarray | None = None
 
     @property
     def amplified(self):
@@ -72,75 +75,397 @@ def box_mask(box):
     return mask.reshape(-1)
 
 
-class Misleading:
-    """The search for the noise of N faces at once: `for step in search.run()`, then `search.result()`.
+class Attack:
+    """The loop that all attacks share, on N faces at once: `for state in attack.run()`, then `attack.result()`.
 
     net    [?, 2304] in the course's scale -> [?, 2] logits
     faces  [N, 2304] uint8
     wrong  [N] int, what the net shall say of each: 0 man, 1 woman
-    norm   l2, l1, linf or none: which penalty keeps DX small
-    weight of the penalty; None looks for it, face by face
-    steps  passes forward and backward
+    steps  most passes forward and backward
     mask   [2304] bool: where DX may act; everywhere by default
-    seed   of DX's start, at random within a quarter of a grey level
-    """
 
-    def __init__(self, net, faces, wrong, norm="l2", weight=None, steps=300, mask=None, seed=0):
-        self.net, self.norm, self.steps, self.done = net, norm, steps, 0
-        self.faces, self.wrong = np.asarray(faces), tf.constant(wrong, tf.int64)
+    Raises Dataset.UserError for faces, labels, steps or a mask that are not so. An attack overrides `_loss`, `_move`
+    and the attributes here:
+    """
+    norm = "l2"               # a key of DISTANCES
+    rounding = True           # the net sees what the file will hold
+    stops = False             # a face that is misled is left as it is
+
+    def __init__(self, net, faces, wrong, steps, mask=None):
+        self.net, self.steps = net, _steps(steps)
+        self.faces = _faces(faces)
+        self.wrong = tf.constant(_wrong(wrong, len(faces)))
         self.x = tf.constant(Dataset.to_float(faces))
-        self.mask = tf.ones([Dataset.DIM]) if mask is None else tf.constant(mask, tf.float32)
-        self.looks_for_weight = weight is None
-        start = tf.random.stateless_uniform(self.x.shape, [seed, 0], -0.25, 0.25) / Dataset.GREY_LEVELS
-        self.dx = tf.Variable(start * self.mask)
-        self.weight = tf.Variable(tf.fill([len(faces)], FIRST_WEIGHT[norm] if weight is None else float(weight)))
+        self.mask = tf.ones([Dataset.DIM]) if mask is None else tf.constant(_mask(mask), tf.float32)
+        self.dx = tf.Variable(tf.zeros_like(self.x))
+        self.done = tf.Variable(0, dtype=tf.int64)       # steps
         self.best = tf.Variable(self.x)                  # what will be saved: the closest that fools, else the last
         self.closest = tf.Variable(tf.fill([len(faces)], math.inf))
-        rate = tf.keras.optimizers.schedules.CosineDecay(LEARNING_RATE, steps)
-        self.optimizer = tf.keras.optimizers.Adam(rate)
-        self.optimizer.build([self.dx])
         self.step = tf.function(self._step)
 
     def run(self):
-        """Search; yields {"step", "fooled": how many faces so far} every REPORT_STEPS steps."""
+        """Search; yields {"step", "fooled": how many faces so far} after every step."""
         while self.done < self.steps:
             self.step()
-            self.done += 1
-            if self.done % REPORT_STEPS == 0 or self.done == self.steps:
-                fooled = int(np.isfinite(self.closest).sum())
-                yield {"step": self.done, "fooled": fooled}
-                if self.norm == "none" and fooled == len(self.faces):
-                    return
+            fooled = int(np.isfinite(self.closest).sum())
+            yield {"step": int(self.done), "fooled": fooled}
+            if self.stops and fooled == len(self.faces):
+                return
 
     def result(self):
+        """The Result so far: the last DX is looked at, then the net is asked about the pictures as files hold them."""
+        saved = self._saved(self.dx)
+        self._keep(saved, self._lead(self.net(saved)) > MARGIN)
         modified = Dataset.to_grey(self.best)
         says = tf.argmax(self.net(tf.constant(Dataset.to_float(modified))), axis=1)
-        return Result(self.faces, modified, (says == self.wrong).numpy(), self.weight.numpy(), self.done)
+        steps = int(self.done)
+        return Result(self.faces, modified, (says == self.wrong).numpy(), steps + 2, steps)
+
+    def _loss(self, logits, lead):
+        """What DX shall make small: [N], of the net's logits [N, 2] and their lead [N]."""
+        return -lead
+
+    def _move(self, gradient, lead, fools):
+        """The next DX, [N, 2304]: of the loss's gradient (zero outside the mask), lead [N] and fools [N] bool."""
+        raise NotImplementedError
 
     def _step(self):
+        before = self.dx.read_value()
         with tf.GradientTape() as tape:
             picture = self.x + self.dx
-            saved = tf.round(picture * Dataset.GREY_LEVELS) / Dataset.GREY_LEVELS
+            saved = self._saved(self.dx)
             logits = self.net(picture + tf.stop_gradient(saved - picture))
-            cross_entropy = tf.nn.sparse_softmax_cross_entropy_with_logits(self.wrong, logits)
-            loss = tf.reduce_sum(cross_entropy + self.weight * PENALTIES[self.norm](self.dx))
-        gradient = tape.gradient(loss, self.dx)
-        lead = tf.reduce_sum(logits * (2.0 * tf.one_hot(self.wrong, 2) - 1.0), axis=1)
-        self._keep(saved, lead > MARGIN)
-        self.optimizer.apply_gradients([(gradient * self.mask, self.dx)])
-        dx = tf.clip_by_value(self.x + self.dx, Dataset.BLACK, Dataset.WHITE) - self.x
-        if self.norm == "linf" and self.looks_for_weight:
-            reach = self.closest[:, None] - 1.0 / Dataset.GREY_LEVELS
-            dx = tf.clip_by_value(dx, -reach, reach)
-        self.dx.assign(dx)
+            lead = self._lead(logits)
+            loss = tf.reduce_sum(self._loss(logits, lead))
+        gradient = tape.gradient(loss, self.dx) * self.mask
+        fools = lead > MARGIN
+        self._keep(saved, fools)
+        dx = self._in_range(self._move(gradient, lead, fools))
+        self.dx.assign(tf.where(fools[:, None], before, dx) if self.stops else dx)
+        self.done.assign_add(1)
+
+    def _lead(self, logits):
+        return tf.reduce_sum(logits * (2.0 * tf.one_hot(self.wrong, 2) - 1.0), axis=1)
+
+    def _saved(self, dx):
+        """The pictures x + dx as the files would hold them: [N, 2304], course scale."""
+        picture = self.x + dx
+        return tf.round(picture * Dataset.GREY_LEVELS) / Dataset.GREY_LEVELS if self.rounding else picture
+
+    def _in_range(self, dx):
+        return tf.clip_by_value(self.x + dx, Dataset.BLACK, Dataset.WHITE) - self.x
 
     def _keep(self, saved, fools):
-        """Keep the closest pictures that fool, and move the weights: up where the picture fools, down where not."""
-        distance = tf.sqrt(PENALTIES["l2"](saved - self.x)) if self.norm == "none" else \
-            PENALTIES[self.norm](saved - self.x)
+        """Keep of each face the closest picture that fools, the last one while none does."""
+        distance = DISTANCES[self.norm](saved - self.x)
         closer = fools & (distance < self.closest)
         keep = closer | ~tf.math.is_finite(self.closest)
         self.best.assign(tf.where(keep[:, None], saved, self.best))
         self.closest.assign(tf.where(closer, distance, self.closest))
-        if self.looks_for_weight:
-            self.weight.assign(tf.where(fools, self.weight * WEIGHT_RATE, self.weight / WEIGHT_RATE))
+
+
+def _faces(faces):
+    faces = np.asarray(faces)
+    if faces.dtype != np.uint8 or faces.ndim != 2 or faces.shape[1] != Dataset.DIM or not len(faces):
+        raise Dataset.UserError(f"faces: expected [N, {Dataset.DIM}] uint8, one face or more, "
+                                f"found {list(faces.shape)} {faces.dtype}")
+    return faces
+
+
+def _wrong(wrong, count):
+    wrong = np.asarray(wrong)
+    if wrong.shape != (count,) or wrong.dtype.kind not in "iu" or not np.isin(wrong, (0, 1)).all():
+        raise Dataset.UserError(f"wrong labels: expected {count} whole numbers, 0 (man) or 1 (woman), found "
+                                f"{list(wrong.shape)} {wrong.dtype} with {np.unique(wrong).tolist()[:5]}")
+    return wrong.astype(np.int64)
+
+
+def _mask(mask):
+    mask = np.asarray(mask)
+    if mask.shape != (Dataset.DIM,) or mask.dtype != bool or not mask.any():
+        raise Dataset.UserError(f"mask: expected [{Dataset.DIM}] bool, true for one pixel or more, found "
+                                f"{list(mask.shape)} {mask.dtype}, {np.count_nonzero(mask)} pixels not zero")
+    return mask
+
+
+def _steps(steps):
+    if steps < 1:
+        raise Dataset.UserError(f"steps {steps}: expected 1 or more")
+    return steps
+
+
+def _unit(rows):
+    """Rows scaled to an L2 norm of 1: [N, 2304]; a row of zeros stays zero."""
+    return tf.math.divide_no_nan(rows, tf.norm(rows, axis=1, keepdims=True))
+
+
+class Misleading(Attack):
+    """The course's search (slides "Build an adversarial image"): train the Variable DX, and nothing else.
+
+    loss = cross entropy of the net's answer to the wrong label + weight x penalty of DX. Where no weight is given each
+    face looks for its own: it grows by WEIGHT_RATE while the file fools and shrinks while it does not, so DX settles
+    where the net's answer turns (the idea of DDN, Rony et al. 2019). Under linf DX is also kept one grey level inside
+    the smallest noise so far, as the penalty alone moves one pixel at a time.
+
+    norm   l2, l1, linf or none: which penalty keeps DX small
+    weight of the penalty; None looks for it, face by face
+    seed   of DX's start, at random within a quarter of a grey level
+    """
+    FIRST_WEIGHT = {"l2": 1000.0, "l1": 30.0, "linf": 30.0, "none": 0.0}
+    WEIGHT_RATE = 1.05
+    LEARNING_RATE = 0.02  # of Adam on DX, in the course's scale: 5 grey levels; falls to zero along half a cosine
+
+    def __init__(self, net, faces, wrong, norm="l2", weight=None, steps=300, mask=None, seed=0):
+        super().__init__(net, faces, wrong, steps, mask)
+        self.norm, self.stops, self.looks_for_weight = _one_of(norm, PENALTIES), norm == "none", weight is None
+        start = tf.random.stateless_uniform(self.x.shape, [seed, 0], -0.25, 0.25) / Dataset.GREY_LEVELS
+        self.dx.assign(start * self.mask)
+        first = self.FIRST_WEIGHT[norm] if weight is None else float(weight)
+        self.weight = tf.Variable(tf.fill([len(faces)], first))
+        rate = tf.keras.optimizers.schedules.CosineDecay(self.LEARNING_RATE, steps)
+        self.optimizer = tf.keras.optimizers.Adam(rate)
+        self.optimizer.build([self.dx])
+
+    def result(self):
+        return dataclasses.replace(super().result(), weight=self.weight.numpy())
+
+    def _loss(self, logits, lead):
+        cross_entropy = tf.nn.sparse_softmax_cross_entropy_with_logits(self.wrong, logits)
+        return cross_entropy + self.weight * PENALTIES[self.norm](self.dx)
+
+    def _move(self, gradient, lead, fools):
+        self.optimizer.apply_gradients([(gradient, self.dx)])
+        if not self.looks_for_weight:
+            return self.dx
+        self.weight.assign(tf.where(fools, self.weight * self.WEIGHT_RATE, self.weight / self.WEIGHT_RATE))
+        if self.norm != "linf":
+            return self.dx
+        reach = self.closest[:, None] - 1.0 / Dataset.GREY_LEVELS
+        return tf.clip_by_value(self.dx, -reach, reach)
+
+
+def _one_of(norm, known):
+    if norm not in known:
+        raise Dataset.UserError(f"norm {norm}: this attack has {', '.join(known)}")
+    return norm
+
+
+class PGD(Attack):
+    """Projected gradient descent (Madry et al. 2018): steps of 2.5 radius / steps along the gradient (its sign under
+    linf), each followed by the projection onto the ball around the face.
+
+    norm    linf or l2: the ball;  radius  of it, course scale; by default 8 grey levels, L2 1.0 of a 0..1 image
+    random_start  begin at a random point of the ball, which takes the first step;  seed  of that point
+
+    The ball is one of files: no saved picture lies outside.
+    Raises Dataset.UserError for a radius below one grey level, which no file can hold.
+    """
+    RADIUS = {"linf": 8.0 / Dataset.GREY_LEVELS, "l2": 255.0 / Dataset.GREY_LEVELS}
+    stops = True
+
+    def __init__(self, net, faces, wrong, norm="linf", radius=None, steps=40, random_start=False, mask=None, seed=0):
+        super().__init__(net, faces, wrong, steps, mask)
+        self.norm = _one_of(norm, self.RADIUS)
+        self.radius = _radius(self.RADIUS[norm] if radius is None else radius)
+        self.random_start, self.seed = random_start, seed
+
+    def _move(self, gradient, lead, fools):
+        direction = tf.sign(gradient) if self.norm == "linf" else _unit(gradient)
+        dx = self.dx - 2.5 * self.radius / self.steps * direction
+        if self.random_start:
+            dx = tf.where(self.done == 0, self._random_point(), dx)
+        return self._into_ball(dx)
+
+    def _random_point(self):
+        if self.norm == "linf":
+            return tf.random.stateless_uniform(self.x.shape, [self.seed, 1], -self.radius, self.radius) * self.mask
+        # The distance of a random point of a ball of 2304 dimensions from the middle is almost the radius.
+        return self.radius * _unit(tf.random.stateless_normal(self.x.shape, [self.seed, 1]) * self.mask)
+
+    def _into_ball(self, dx):
+        """The point of the ball nearest to dx, and shrunk until its file lies inside too."""
+        if self.norm == "linf":
+            whole = math.floor(self.radius * Dataset.GREY_LEVELS) / Dataset.GREY_LEVELS
+            return tf.clip_by_value(dx, -whole, whole)
+        dx *= self.radius / tf.maximum(tf.norm(dx, axis=1, keepdims=True), self.radius)
+        outside = self._outside(dx)
+        while tf.reduce_any(outside):
+            dx = tf.where(outside, 0.995 * dx, dx)
+            outside = self._outside(dx)
+        return dx
+
+    def _outside(self, dx):
+        return tf.norm(self._saved(self._in_range(dx)) - self.x, axis=1, keepdims=True) > self.radius
+
+
+def _radius(radius):
+    levels = radius * Dataset.GREY_LEVELS
+    if not 1.0 <= levels < math.inf:
+        raise Dataset.UserError(f"radius {levels:g} grey levels: expected 1 or more; a file holds whole grey levels")
+    return radius
+
+
+class FGSM(PGD):
+    """The fast gradient sign method (Goodfellow et al. 2015): DX = radius x sign of the gradient, in one pass.
+
+    radius  of every pixel's change, course scale; what exceeds whole grey levels is left off. UserError below one.
+    """
+
+    def __init__(self, net, faces, wrong, radius=PGD.RADIUS["linf"], mask=None):
+        super().__init__(net, faces, wrong, "linf", radius, 1, mask=mask)
+
+
+class DeepFool(Attack):
+    """DeepFool (Moosavi-Dezfooli et al. 2016), for two classes: the shortest way to where the net, were it linear, says
+    both labels alike, |lead| / |gradient| along the gradient, and OVERSHOOT of it further; again until the net does."""
+    OVERSHOOT = 0.02
+    stops = True
+
+    def __init__(self, net, faces, wrong, steps=50, mask=None):
+        super().__init__(net, faces, wrong, steps, mask)
+
+    def _move(self, gradient, lead, fools):
+        way = tf.math.divide_no_nan(MARGIN - lead, tf.reduce_sum(tf.square(gradient), axis=1))
+        return self.dx - (1.0 + self.OVERSHOOT) * way[:, None] * gradient
+
+
+class JSMA(Attack):
+    """The saliency map attack (Papernot et al. 2016): one pixel after another, that of the steepest gradient of those
+    untouched, is set to black or white, whichever raises the lead.
+
+    The paper's map of two classes is the gradient's size; it takes pixels in pairs, here they come one by one.
+
+    steps  most pixels changed
+    """
+    norm, stops = "l0", True
+
+    def __init__(self, net, faces, wrong, steps=300, mask=None):
+        super().__init__(net, faces, wrong, steps, mask)
+
+    def _move(self, gradient, lead, fools):
+        way = tf.where(gradient < 0.0, Dataset.WHITE, Dataset.BLACK) - self.x
+        free = tf.cast((self.dx == 0.0) & (way != 0.0), tf.float32)
+        pixel = tf.one_hot(tf.argmax(tf.abs(gradient) * free, axis=1), Dataset.DIM)
+        return self.dx + pixel * free * self.mask * way
+
+
+class CarliniWagner(Attack):
+    """Carlini and Wagner's L2 attack (2017): Adam on |DX|^2 + constant x max(-lead, 0), where x + DX is a tanh.
+
+    Each face looks for the least constant that fools, in ROUNDS searches: ten times as large after one that failed, a
+    tenth after one that fooled, and the geometric mean once both were seen. Other than in the paper the step size
+    falls along half a cosine within each.
+
+    steps  of all searches together
+    """
+    ROUNDS = 5
+    FIRST_CONSTANT = 0.1
+    LEARNING_RATE = 0.02  # of Adam on the argument of the tanh
+
+    def __init__(self, net, faces, wrong, steps=500, mask=None):
+        super().__init__(net, faces, wrong, steps, mask)
+        self.round = max(steps // self.ROUNDS, 1)
+        middle, self.half = (Dataset.WHITE + Dataset.BLACK) / 2.0, (Dataset.WHITE - Dataset.BLACK) / 2.0
+        self.middle = middle
+        self.start = tf.atanh(0.9999 * (self.x - middle) / self.half)  # the very black and white are at infinity
+        self.w = tf.Variable(self.start)
+        self.constant = tf.Variable(tf.fill([len(faces)], self.FIRST_CONSTANT))
+        self.low, self.high = (tf.Variable(tf.fill([len(faces)], bound)) for bound in (0.0, math.inf))
+        self.fooled = tf.Variable(tf.fill([len(faces)], False))  # in this search
+        self.optimizer = tf.keras.optimizers.Adam(
+            tf.keras.optimizers.schedules.CosineDecay(self.LEARNING_RATE, self.round))
+        self.optimizer.build([self.w])
+
+    def _loss(self, logits, lead):
+        return tf.reduce_sum(tf.square(self.dx), axis=1) + self.constant * tf.nn.relu(2.0 * MARGIN - lead)
+
+    def _move(self, gradient, lead, fools):
+        slope = self.half * (1.0 - tf.square(tf.tanh(self.w)))
+        self.optimizer.apply_gradients([(gradient * slope, self.w)])
+        self.fooled.assign(self.fooled | fools)
+        done = self.done + 1
+        if done % self.round == 0 and done < self.steps:
+            self._next_search()
+        return (self.middle + self.half * tf.tanh(self.w) - self.x) * self.mask
+
+    def _next_search(self):
+        self.high.assign(tf.where(self.fooled, self.constant, self.high))
+        self.low.assign(tf.where(self.fooled, self.low, self.constant))
+        between = tf.where(self.low > 0.0, tf.sqrt(self.low * self.high), self.high / 10.0)
+        self.constant.assign(tf.where(tf.math.is_finite(self.high), between, self.low * 10.0))
+        self.fooled.assign(tf.zeros_like(self.fooled))
+        self.w.assign(self.start)
+        for variable in self.optimizer.variables:
+            variable.assign(tf.zeros_like(variable))
+
+
+class DDN(Attack):
+    """Decoupled direction and norm (Rony et al. 2019): a step along the gradient's direction, from 1 down to 0.01 along
+    half a cosine, then DX is scaled to a norm that shrinks by GAMMA where the picture fools and grows where not.
+
+    rounding  False: the net sees floats, and what it then says of the file is left to chance
+    """
+    GAMMA = 0.05
+    FIRST_NORM = 1.0  # course scale
+
+    def __init__(self, net, faces, wrong, steps=300, rounding=True, mask=None):
+        super().__init__(net, faces, wrong, steps, mask)
+        self.rounding = rounding
+        self.rate = tf.keras.optimizers.schedules.CosineDecay(1.0, steps, alpha=0.01)
+        self.length = tf.Variable(tf.fill([len(faces), 1], self.FIRST_NORM))
+
+    def _move(self, gradient, lead, fools):
+        self.length.assign(self.length * tf.where(fools[:, None], 1.0 - self.GAMMA, 1.0 + self.GAMMA))
+        return self.length * _unit(self.dx - self.rate(self.done) * _unit(gradient))
+
+
+class SigmaZero(Attack):
+    """sigma-zero (Cina et al. 2024): Adam on max(-lead, 0) + a smooth count of the pixels changed, mean of
+    DX^2 / (DX^2 + SIGMA), its gradient scaled to a largest entry of 1; then what of DX lies below a threshold is set to
+    zero. The threshold rises where the picture fools and falls where not."""
+    SIGMA = 1e-3
+    FIRST_THRESHOLD = 0.3  # course scale
+    THRESHOLD_RATE = 0.01
+    norm = "l0"
+
+    def __init__(self, net, faces, wrong, steps=300, mask=None):
+        super().__init__(net, faces, wrong, steps, mask)
+        self.rate = tf.keras.optimizers.schedules.CosineDecay(1.0, steps, alpha=0.1)
+        self.threshold = tf.Variable(tf.fill([len(faces), 1], self.FIRST_THRESHOLD))
+        self.optimizer = tf.keras.optimizers.Adam(self.rate)
+        self.optimizer.build([self.dx])
+
+    def _loss(self, logits, lead):
+        square = tf.square(self.dx)
+        return tf.nn.relu(2.0 * MARGIN - lead) + tf.reduce_mean(square / (square + self.SIGMA), axis=1)
+
+    def _move(self, gradient, lead, fools):
+        largest = tf.reduce_max(tf.abs(gradient), axis=1, keepdims=True)
+        self.optimizer.apply_gradients([(tf.math.divide_no_nan(gradient, largest), self.dx)])
+        change = self.THRESHOLD_RATE * self.rate(self.done) * tf.where(fools[:, None], 1.0, -1.0)
+        self.threshold.assign(tf.clip_by_value(self.threshold + change, 0.0, 1.0))
+        dx = self._in_range(self.dx)
+        return tf.where(tf.abs(dx) < self.threshold, 0.0, dx)
+
+
+ATTACKS = {"dx": Misleading, "fgsm": FGSM, "pgd": PGD, "deepfool": DeepFool, "jsma": JSMA, "cw": CarliniWagner,
+           "ddn": DDN, "sigma-zero": SigmaZero}
+
+
+def options(name):
+    """The names of the options, beside the mask of all, that an attack of ATTACKS takes."""
+    return [option for option in inspect.signature(ATTACKS[name]).parameters
+            if option not in ("net", "faces", "wrong", "mask")]
+
+
+def build(name, net, faces, wrong, mask=None, **given):
+    """An attack of ATTACKS by name; an option that is None is left to it.
+
+    Raises Dataset.UserError for a name or option that does not exist, and what the attack raises.
+    """
+    if name not in ATTACKS:
+        raise Dataset.UserError(f"unknown attack {name!r}; expected one of {', '.join(ATTACKS)}")
+    given = {option: value for option, value in given.items() if value is not None}
+    if unknown := given.keys() - options(name):
+        raise Dataset.UserError(f"attack {name} has no option {min(unknown)}; it has {', '.join(options(name))}")
+    return ATTACKS[name](net, faces, wrong, mask=mask, **given)

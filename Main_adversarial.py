@@ -2,6 +2,7 @@
 
     python Main_adversarial.py face.png woman
     python Main_adversarial.py face.png woman --norm linf --box 12,12,24,24
+    python Main_adversarial.py face.png woman --attack pgd --radius 4
 
 Writes adv_<name>_ori, _mod and _amp (the noise 50 times amplified) as .raw and .png, and the three side by side.
 """
@@ -23,15 +24,27 @@ import Models
 from DataBases import photo
 
 
+ATTACK_OPTIONS = sorted(set().union(*map(Attacks.options, Attacks.ATTACKS)))
+ADVICE = {"steps": "more --steps", "weight": "a smaller --weight", "radius": "a larger --radius"}
+
+
 @dataclasses.dataclass(frozen=True)
 class Options:
     path: Annotated[str, dict(help="photo, of which the largest face is taken, or face (.raw or picture of 48x48)",
                               positional=True, metavar="PATH")]
     wronglabel: Annotated[str, dict(help="what the net shall say: man or woman (also male, female, homme, femme, 0, 1)",
                                     positional=True, metavar="WRONGLABEL")]
-    norm: Annotated[str, dict(help="penalty that keeps DX small", choices=list(Attacks.PENALTIES))] = "l2"
-    weight: Annotated[float | None, dict(help="of the penalty; looked for by default", low=0)] = None
-    steps: Annotated[int, dict(help="training steps of DX", low=1)] = 300
+    attack: Annotated[str, dict(help="how DX is found: dx, the course's search, or another of the literature",
+                                choices=list(Attacks.ATTACKS))] = "dx"
+    norm: Annotated[str | None, dict(help="dx: penalty that keeps DX small (default: l2); pgd: linf or l2, its ball "
+                                     "(default: linf)", choices=list(Attacks.PENALTIES))] = None
+    weight: Annotated[float | None, dict(help="dx: of the penalty; looked for by default", low=0)] = None
+    radius: Annotated[float | None, dict(help="fgsm, pgd: how far the noise may go, in grey levels (default: 8, "
+                                         "pgd's l2 255)", low=1)] = None
+    steps: Annotated[int | None, dict(help="all but fgsm: training steps of DX (default: dx, ddn, sigma-zero and jsma "
+                                      "300, cw 500, deepfool 50, pgd 40)", low=1)] = None
+    random_start: Annotated[bool | None, dict(help="pgd: begin anywhere in the ball")] = None
+    rounding: Annotated[bool | None, dict(help="ddn: show the net the rounded picture (default: yes)")] = None
     box: Annotated[str | None, dict(help="rectangle in pixels outside of which not a bit changes",
                                     metavar="X,Y,W,H")] = None
     checkpoint: Annotated[str | None, dict(help="folder or prefix; by default the newest training under checkpoints/, "
@@ -41,7 +54,7 @@ class Options:
                                      metavar="NOM1_NOM2")] = None
     json: Annotated[bool, dict(help="one JSON document on stdout, nothing else")] = False
     show: Annotated[bool, dict(help="open the strip in a window where there is a display")] = True
-    seed: Annotated[int, dict(help="of DX's start", low=0, high=2**31)] = 0
+    seed: Annotated[int | None, dict(help="dx, pgd: of DX's start (default: 0)", low=0, high=2**31)] = None
 
 
 def main(argv=None):
@@ -56,11 +69,18 @@ def main(argv=None):
         print(f"{options.path}: {face.note}", file=sys.stderr)
     net, _ = Models.load(options.checkpoint or Console.default_checkpoint())
 
+    given = {option: getattr(options, option) for option in ATTACK_OPTIONS}
+    if options.radius is not None:
+        given["radius"] = options.radius / Dataset.GREY_LEVELS
+
     started = time.monotonic()
-    found = search(net, face.grey.reshape(1, -1), wrong, mask, options)
+    attack = Attacks.build(options.attack, net, face.grey.reshape(1, -1), [wrong], mask, **given)
+    found = search(attack)
     seconds = time.monotonic() - started
     paths = write(found, Path(options.out) / f"adv_{name}")
-    report = describe(net, found, paths, wrong) | {"norm": options.norm, "steps": found.steps, "seconds": seconds}
+    report = describe(net, found, paths, wrong) | {
+        "attack": options.attack, "norm": attack.norm, "steps": found.backward, "seconds": seconds,
+        "passes": {"forward": found.forward, "backward": found.backward}}
     if face.box:
         report["box"] = list(face.box)
 
@@ -87,14 +107,12 @@ def parse_box(text):
     return x, y, width, height
 
 
-def search(net, faces, wrong, mask, options):
-    misleading = Attacks.Misleading(net, faces, [wrong], options.norm, options.weight, options.steps, mask,
-                                    options.seed)
-    progress = Console.Progress(options.steps)
-    for state in misleading.run():
+def search(attack):
+    progress = Console.Progress(attack.steps)
+    for state in attack.run():
         progress.update(state["step"], "fools" if state["fooled"] else "does not fool yet")
     progress.clear()
-    return misleading.result()
+    return attack.result()
 
 
 def write(found, stem):
@@ -116,9 +134,9 @@ def describe(net, found, paths, wrong):
         report[when] = answer | {"probability_of_wrong_label": share}
     report["fools"] = report["after"]["label"] == report["wrong_label"]
     grey = {norm: float(value[0]) for norm, value in Attacks.distances(found.original, found.modified).items()}
-    return report | {"pixels_changed": int(grey.pop("pixels_changed")), "grey_levels": grey,
-                     "unit_interval": {norm: value / 255 for norm, value in grey.items()},
-                     "weight": float(found.weight[0])}
+    report |= {"pixels_changed": int(grey.pop("pixels_changed")), "grey_levels": grey,
+               "unit_interval": {norm: value / 255 for norm, value in grey.items()}}
+    return report if found.weight is None else report | {"weight": float(found.weight[0])}
 
 
 def print_report(options, before, after, report):
@@ -127,14 +145,16 @@ def print_report(options, before, after, report):
     print(f"{report['paths']['mod']}: {after}")
     print(f"noise: L2 {grey['l2']:.1f}, L1 {grey['l1']:.0f}, Linf {grey['linf']:.0f} grey levels "
           f"(L2 {report['unit_interval']['l2']:.3f} of a 0..1 image)")
+    weight = f", weight {report['weight']:.3g}" if "weight" in report else ""
     print(f"{report['pixels_changed']} of {Dataset.DIM} pixels changed; {report['steps']} steps, "
-          f"{report['seconds']:.1f} s, weight {report['weight']:.3g}")
+          f"{report['seconds']:.1f} s{weight}")
     if before.split()[0] == report["wrong_label"]:
         print(f"the net says {report['wrong_label']} of the original already: name the other label to mislead it")
     elif not report["fools"]:
+        advice = [ADVICE[option] for option in ADVICE if option in Attacks.options(options.attack)]
         print(f"not misled: the net gives {report['wrong_label']} "
               f"{100 * report['after']['probability_of_wrong_label']:.1f} %, from "
-              f"{100 * report['before']['probability_of_wrong_label']:.1f} %; try more --steps, a smaller --weight, "
+              f"{100 * report['before']['probability_of_wrong_label']:.1f} %; try {', '.join(advice)}, "
               "or a larger --box")
 
 

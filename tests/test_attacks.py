@@ -1,4 +1,5 @@
-"""The noise stays inside picture and mask, the file is what fools, and distances are the file's, near the least."""
+"""The noise stays inside picture, mask and ball, the file is what fools, and distances are the file's, near the least;
+on a linear net, where the least noise is known, each attack does what its paper says."""
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -24,24 +25,67 @@ def faces(tmp_path_factory, net):
     return dataset.data.grey(right), 1 - dataset.label[right].argmax(1)
 
 
-def mislead(net, faces, wrong, **options):
-    search = Attacks.Misleading(net, faces, wrong, **options)
-    for _ in search.run():
+def search(name, net, faces, wrong, **options):
+    attack = Attacks.build(name, net, faces, wrong, **options)
+    for _ in attack.run():
         pass
-    return search.result()
+    return attack
+
+
+def mislead(net, faces, wrong, name="dx", **options):
+    return search(name, net, faces, wrong, **options).result()
+
+
+RUNS = {  # name: (attack, options, the share of faces that it misleads at least)
+    **{f"dx {norm}": ("dx", {"norm": norm, "steps": 200}, 1.0) for norm in Attacks.PENALTIES},
+    "fgsm": ("fgsm", {"radius": 40 / 256}, 0.0),
+    "pgd linf": ("pgd", {"radius": 60 / 256}, 1.0),
+    "pgd l2, random start": ("pgd", {"norm": "l2", "radius": 900 / 256, "random_start": True}, 1.0),
+    "deepfool": ("deepfool", {}, 1.0),
+    "jsma": ("jsma", {}, 1.0),
+    "cw": ("cw", {}, 1.0),
+    "ddn": ("ddn", {"steps": 100}, 1.0),
+    "sigma-zero": ("sigma-zero", {"steps": 150}, 1.0),
+}
+
+
+def few_steps(name, options):
+    return options | ({"steps": 20} if "steps" in Attacks.options(name) else {})
 
 
 @pytest.mark.parametrize("mask", [None, MIDDLE], ids=["everywhere", "box"])
-@pytest.mark.parametrize("norm", Attacks.PENALTIES)
-def test_what_is_found_is_a_picture_that_fools(net, faces, norm, mask):
-    found = mislead(net, *faces, norm=norm, mask=mask)
+@pytest.mark.parametrize("name, options, share", RUNS.values(), ids=RUNS.keys())
+def test_what_is_found_is_a_picture_that_fools(net, faces, tmp_path, name, options, share, mask):
+    attack = search(name, net, *faces, mask=mask, **options)
+    found = attack.result()
     assert found.modified.dtype == np.uint8
     np.testing.assert_array_equal(found.original, faces[0])
+    np.testing.assert_array_equal(Dataset.to_float(found.modified), attack.best)  # in range, whole grey levels
     if mask is not None:
         np.testing.assert_array_equal(found.modified[:, ~mask], faces[0][:, ~mask])
-    one_by_one = [int(tf.argmax(net(Dataset.to_float(face[None])), 1)[0]) for face in found.modified]
-    np.testing.assert_array_equal(found.fools, one_by_one == faces[1])
-    assert found.fools.all()
+    for number, face in enumerate(found.modified):
+        face.tofile(tmp_path / "face.raw")
+        read = Dataset.read_face(tmp_path / "face.raw")[0].reshape(1, -1)
+        assert found.fools[number] == (int(tf.argmax(net(Dataset.to_float(read)), 1)[0]) == faces[1][number])
+    assert found.fools.mean() >= share
+    dx = Dataset.to_float(found.modified) - Dataset.to_float(faces[0])
+    distance = {"l2": (dx**2).mean(1), "none": (dx**2).mean(1), "l1": np.abs(dx).mean(1), "linf": np.abs(dx).max(1),
+                "l0": (dx != 0).sum(1)}[attack.norm]
+    np.testing.assert_allclose(attack.closest.numpy()[found.fools], distance[found.fools], rtol=1e-5)
+
+
+def test_every_attack_is_among_the_runs():
+    assert {name for name, _, _ in RUNS.values()} == set(Attacks.ATTACKS)
+
+
+@pytest.mark.parametrize("mask", [None, MIDDLE], ids=["everywhere", "box"])
+@pytest.mark.parametrize("random_start", [False, True], ids=["from the face", "from a random point"])
+@pytest.mark.parametrize("norm, radius", [("linf", 2.5), ("linf", 1.0), ("l2", 60.0), ("l2", 255.0)])
+def test_no_file_of_pgd_lies_outside_the_ball(net, faces, norm, radius, random_start, mask):
+    found = mislead(net, *faces, "pgd", norm=norm, radius=radius / 256, steps=10, random_start=random_start, mask=mask)
+    reached = Attacks.distances(faces[0], found.modified)[norm]
+    assert np.all(reached <= radius)
+    assert np.all(reached[~found.fools] > (0.9 * radius if norm == "l2" else np.floor(radius) - 0.01))
 
 
 def test_each_norm_is_least_under_its_own_penalty(net, faces):
@@ -56,12 +100,12 @@ def test_each_norm_is_least_under_its_own_penalty(net, faces):
 class Linear(tf.Module):
     """logits = (0, w x + b): the least L2 noise is |w x + b| / |w| along w, the least Linf noise |w x + b| / |w|_1."""
 
-    def __init__(self, seed):
+    def __init__(self, seed, b=0.0):
         random = np.random.default_rng(seed)
-        self.w = tf.constant(random.normal(size=(Dataset.DIM, 1)), tf.float32)
+        self.w, self.b = tf.constant(random.normal(size=(Dataset.DIM, 1)), tf.float32), b
 
     def __call__(self, x):
-        return tf.concat([tf.zeros([tf.shape(x)[0], 1]), x @ self.w], axis=1)
+        return tf.concat([tf.zeros([tf.shape(x)[0], 1]), x @ self.w + self.b], axis=1)
 
 
 def grey_faces(count):
@@ -72,6 +116,21 @@ def grey_faces(count):
 def least_noise(net, faces, order):
     margin = np.abs(net(Dataset.to_float(faces))[:, 1].numpy())
     return Dataset.GREY_LEVELS * margin / np.linalg.norm(net.w.numpy()[:, 0], {"l2": 2, "linf": 1}[order])
+
+
+@pytest.fixture(scope="module", params=[40.0, -40.0], ids=["called a woman", "called a man"])
+def linear(request):
+    """A linear net, six faces that it calls alike, and the wrong labels: the least Linf noise is 5 to 7 grey levels."""
+    net, faces = Linear(1, request.param), grey_faces(6)
+    wrong = 1 - tf.argmax(net(Dataset.to_float(faces)), 1).numpy()
+    assert np.all(wrong == (0 if request.param > 0 else 1))
+    return net, faces, wrong
+
+
+def steepest(linear):
+    """w, turned such that noise along it raises the logit of the wrong label."""
+    net, _, wrong = linear
+    return net.w.numpy()[:, 0] * (2 * wrong[0] - 1)
 
 
 def test_linear_net_l2_is_near_the_closed_form():
@@ -91,6 +150,113 @@ def test_linear_net_linf_is_the_closed_form_rounded_up():
     assert found.fools.all()
     np.testing.assert_array_less(Attacks.distances(faces, found.modified)["linf"],
                                  np.ceil(least_noise(net, faces, "linf")) + 1.01)
+
+
+@pytest.mark.parametrize("name, options", [("fgsm", {}), ("pgd", {"norm": "linf"})])
+@pytest.mark.parametrize("radius", [4, 5, 6, 7, 8])
+def test_linear_net_is_misled_by_the_radius_that_the_closed_form_asks(linear, name, options, radius):
+    net, faces, wrong = linear
+    found = mislead(*linear, name, radius=radius / 256, **options)
+    np.testing.assert_array_equal(found.fools, radius >= least_noise(net, faces, "linf"))
+    if name == "fgsm":
+        np.testing.assert_array_equal(found.modified - faces.astype(int),
+                                      np.tile(radius * np.sign(steepest(linear)), (6, 1)))
+
+
+def test_linear_net_is_misled_by_pgd_in_the_l2_ball_that_the_closed_form_asks(linear):
+    least = least_noise(*linear[:2], "l2")
+    assert not mislead(*linear, "pgd", norm="l2", radius=0.995 * least.min() / 256).fools.any()
+    assert mislead(*linear, "pgd", norm="l2", radius=1.02 * least.max() / 256).fools.all()
+
+
+def test_linear_net_deepfool_is_the_closed_form(linear):
+    """Seen without rounding: one step, 2 % beyond the boundary, along w; a gradient, then two looks."""
+    net, faces, wrong = linear
+    attack = Attacks.DeepFool(net, faces, wrong)
+    attack.rounding = False
+    for _ in attack.run():
+        pass
+    assert int(attack.done) == 2  # the second finds that all are misled
+    noise = attack.best.numpy() - Dataset.to_float(faces)
+    golden = 1.02 * (least_noise(net, faces, "l2")[:, None] / 256 + Attacks.MARGIN / np.linalg.norm(net.w)) \
+        * steepest(linear) / np.linalg.norm(net.w)
+    np.testing.assert_allclose(noise, golden, atol=1e-5)
+
+
+@pytest.mark.parametrize("name, most", [("deepfool", 1.03), ("cw", 1.03), ("ddn", 1.03)])
+def test_linear_net_files_are_near_the_least_l2(linear, name, most):
+    found = mislead(*linear, name)
+    ratio = Attacks.distances(linear[1], found.modified)["l2"] / least_noise(*linear[:2], "l2")
+    assert found.fools.all()
+    assert np.all(ratio > 0.999) and np.all(ratio < most)
+
+
+def test_linear_net_cw_closes_in_on_the_least_constant(linear):
+    """|DX|^2 + c (m - w DX) is least at DX = c w / 2, which fools from c = 2 m / |w|^2."""
+    attack = search("cw", *linear)
+    least = 2 * np.abs(linear[0](Dataset.to_float(linear[1]))[:, 1]) / np.linalg.norm(linear[0].w)**2
+    assert np.all(attack.low < 1.02 * least) and np.all(attack.high < 2 * least) and np.all(attack.high > 0.8 * least)
+
+
+def test_ddn_without_rounding_leaves_what_the_file_says_to_chance(linear):
+    """Its floats are nearer than any file that fools; rounding moves the answer either way, and that is said."""
+    attack = search("ddn", *linear, rounding=False)
+    found = attack.result()
+    least = least_noise(*linear[:2], "l2")
+    assert np.all(np.isfinite(attack.closest))
+    noise = 256 * np.linalg.norm(attack.best - Dataset.to_float(linear[1]), axis=1)
+    np.testing.assert_allclose(noise, least, rtol=5e-3)
+    says = tf.argmax(linear[0](Dataset.to_float(found.modified)), 1).numpy()
+    np.testing.assert_array_equal(found.fools, says == linear[2])
+    assert mislead(*linear, "ddn", rounding=True).fools.all() and not found.fools.all()
+
+
+def rooms(linear):
+    """How far each pixel can go, in x, in the direction that raises the lead: [6, 2304]."""
+    grey = linear[1].astype(float)
+    return np.where(steepest(linear) > 0, 255 - grey, grey) / 256
+
+
+def test_linear_net_jsma_takes_the_pixels_of_the_largest_weights(linear):
+    net, faces, wrong = linear
+    found = mislead(*linear, "jsma")
+    assert found.fools.all()
+    order = np.argsort(-np.abs(net.w[:, 0]))
+    margins = np.abs(net(Dataset.to_float(faces))[:, 1])
+    for face, changed, room, margin in zip(faces, found.modified, rooms(linear), margins):
+        gain = np.cumsum((np.abs(net.w[:, 0]) * room)[order])
+        golden = face.copy()
+        taken = order[:np.argmax(gain > margin) + 1]
+        golden[taken] = np.where(steepest(linear) > 0, 255, 0)[taken]
+        np.testing.assert_array_equal(changed, golden)
+
+
+def test_linear_net_sigma_zero_needs_few_pixels_more_than_the_least(linear):
+    net, faces, wrong = linear
+    found = mislead(*linear, "sigma-zero")
+    assert found.fools.all()
+    gain = np.cumsum(-np.sort(-np.abs(net.w[:, 0]) * rooms(linear), axis=1), axis=1)
+    least = (gain <= np.abs(net(Dataset.to_float(faces))[:, 1])[:, None]).sum(1) + 1
+    ratio = Attacks.distances(faces, found.modified)["pixels_changed"] / least
+    assert np.all(ratio >= 1) and np.all(ratio < 1.3)
+
+
+@pytest.mark.parametrize("name, options, _", RUNS.values(), ids=RUNS.keys())
+def test_passes_are_counted(name, options, _):
+    net, faces, wrong = Linear(1, 40.0), grey_faces(2), [0, 0]
+    forward, backward = (tf.Variable(0, trainable=False) for _ in range(2))
+
+    @tf.custom_gradient
+    def counted(x):
+        forward.assign_add(1)
+
+        def gradient(upstream):
+            backward.assign_add(1)
+            return upstream
+        return tf.identity(x), gradient
+
+    found = mislead(lambda x: net(counted(x)), faces, wrong, name, **few_steps(name, options))
+    assert (found.forward, found.backward) == (int(forward), int(backward))
 
 
 def test_penalties_are_the_courses_formulas():
@@ -126,15 +292,54 @@ def test_a_weight_too_heavy_fools_nobody_and_says_so(net, faces):
     assert not found.fools.any()
 
 
-def test_same_seed_same_noise(net, faces):
-    one, again = (mislead(net, *faces, steps=60, seed=3) for _ in range(2))
+@pytest.mark.parametrize("name, options, _", RUNS.values(), ids=RUNS.keys())
+def test_same_noise_again(net, faces, name, options, _):
+    one, again = (mislead(net, *faces, name, **few_steps(name, options)) for _ in range(2))
     np.testing.assert_array_equal(one.modified, again.modified)
 
 
-def test_a_face_that_is_called_so_already_needs_no_noise(net, faces):
-    found = mislead(net, faces[0], 1 - faces[1], steps=20)
+@pytest.mark.parametrize("options", [{"name": "dx", "steps": 60}, {"name": "pgd", "random_start": True, "steps": 4}])
+def test_the_seed_moves_the_start(net, faces, options):
+    one, other = (mislead(net, *faces, seed=seed, **options) for seed in (3, 4))
+    assert np.any(one.modified != other.modified)
+
+
+@pytest.mark.parametrize("name, options, _", RUNS.values(), ids=RUNS.keys())
+def test_a_face_that_is_called_so_already_needs_no_noise(net, faces, name, options, _):
+    found = mislead(net, faces[0], 1 - faces[1], name, **few_steps(name, options))
     assert found.fools.all()
     np.testing.assert_array_equal(found.modified, faces[0])
+
+
+MISTAKES = {
+    "a label that is none": ({"wrong": [2, 0]}, "wrong labels: expected 2 whole numbers, 0 (man) or 1 (woman), "
+                             "found [2] int64 with [0, 2]"),
+    "a label that is a word": ({"wrong": ["man", "man"]}, "wrong labels: expected 2 whole numbers"),
+    "too few labels": ({"wrong": [1]}, "found [1] int64 with [1]"),
+    "faces of another size": ({"faces": np.zeros((2, 100), np.uint8)}, "faces: expected [N, 2304] uint8, one face or "
+                              "more, found [2, 100] uint8"),
+    "faces in floats": ({"faces": np.zeros((2, Dataset.DIM))}, "found [2, 2304] float64"),
+    "no faces": ({"faces": np.zeros((0, Dataset.DIM), np.uint8), "wrong": []}, "found [0, 2304] uint8"),
+    "a mask of another shape": ({"mask": np.ones((48, 48), bool)}, "mask: expected [2304] bool, true for one pixel or "
+                                "more, found [48, 48] bool"),
+    "a mask of floats": ({"mask": np.ones(Dataset.DIM)}, "found [2304] float64"),
+    "an empty mask": ({"mask": np.zeros(Dataset.DIM, bool)}, "found [2304] bool, 0 pixels not zero"),
+    "an unknown attack": ({"name": "magic"}, "unknown attack 'magic'; expected one of dx, fgsm, "),
+    "an option of another": ({"name": "fgsm", "steps": 9}, "attack fgsm has no option steps; it has radius"),
+    "no steps": ({"name": "ddn", "steps": 0}, "steps 0: expected 1 or more"),
+    "a norm of another": ({"name": "pgd", "norm": "l1"}, "norm l1: this attack has linf, l2"),
+    "no radius": ({"name": "pgd", "radius": 0.0}, "radius 0 grey levels: expected 1 or more"),
+    "a radius below zero": ({"name": "fgsm", "radius": -2 / 256}, "radius -2 grey levels: expected 1 or more"),
+    "a radius that is no number": ({"name": "pgd", "norm": "l2", "radius": np.nan}, "radius nan grey levels"),
+    "a radius without end": ({"name": "fgsm", "radius": np.inf}, "radius inf grey levels"),
+}
+
+
+@pytest.mark.parametrize("mistake, words", MISTAKES.values(), ids=MISTAKES.keys())
+def test_mistakes_are_refused(mistake, words):
+    with pytest.raises(Dataset.UserError) as refused:
+        Attacks.build(**{"name": "dx", "net": Linear(1), "faces": grey_faces(2), "wrong": [0, 1]} | mistake)
+    assert words in str(refused.value)
 
 
 def test_box_by_hand():

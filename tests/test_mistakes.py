@@ -202,6 +202,13 @@ ATTACKS = {
     "unknown label": (["child"], "unknown label 'child'; expected one of man"),
     "no label": ([], "the following arguments are required: WRONGLABEL"),
     "unknown norm": (["man", "--norm", "l3"], "invalid choice: 'l3'"),
+    "unknown attack": (["man", "--attack", "magic"], "invalid choice: 'magic'"),
+    "option of another attack": (["man", "--attack", "fgsm", "--steps", "9"], "attack fgsm has no option steps; "
+                                 "it has radius"),
+    "weight of another attack": (["man", "--attack", "ddn", "--weight", "3"], "attack ddn has no option weight"),
+    "radius of another attack": (["man", "--radius", "3"], "attack dx has no option radius"),
+    "norm of another attack": (["man", "--attack", "pgd", "--norm", "l1"], "norm l1: this attack has linf, l2"),
+    "no radius": (["man", "--attack", "fgsm", "--radius", "0"], "--radius: 0: expected 1 or more"),
     "negative weight": (["man", "--weight", "-1"], "--weight: -1: expected 0 or more"),
     "no steps": (["man", "--steps", "0"], "--steps: 0: expected 1 or more"),
     "box of three": (["man", "--box", "1,2,3"], "--box 1,2,3: expected X,Y,W,H"),

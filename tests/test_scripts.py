@@ -196,6 +196,28 @@ def test_json_of_an_attack_tells_of_the_files(in_folder, checkpoint, capsys):
     assert report["steps"] == 300 and report["seconds"] > 0
 
 
+@pytest.mark.parametrize("arguments, norm, reached", [
+    (["fgsm", "--radius", "1"], "linf", 1.0), (["pgd", "--norm", "l2", "--radius", "400"], "l2", 400.0),
+    (["deepfool"], "l2", None), (["jsma"], "l0", None)])
+def test_json_of_a_named_attack(in_folder, checkpoint, capsys, arguments, norm, reached):
+    Dataset.read_faces(write_database(in_folder, "some", 4))[0].tofile("man.raw")
+    code = call(Main_adversarial, "man.raw", "1", "--checkpoint", checkpoint, "--json", "--attack", *arguments)
+    report = json.loads(capsys.readouterr().out)
+    assert (report["attack"], report["norm"]) == (arguments[0], norm)
+    assert report["fools"] is (code == 0) is (report["after"]["label"] == "woman")
+    assert report["fools"] is (arguments[0] != "fgsm")
+    assert report["passes"] == {"forward": report["steps"] + 2, "backward": report["steps"]}
+    assert "weight" not in report
+    if reached:
+        assert 0 < report["grey_levels"][norm] <= reached
+
+
+def test_advice_names_options_that_the_attack_takes(in_folder, checkpoint, capsys):
+    Dataset.read_faces(write_database(in_folder, "some", 4))[0].tofile("man.raw")
+    assert call(Main_adversarial, "man.raw", "1", "--checkpoint", checkpoint, "--attack", "fgsm", "--radius", "1") == 1
+    assert capsys.readouterr().out.endswith("; try a larger --radius, or a larger --box\n")
+
+
 def test_attack_that_fails_exits_1_and_says_how_far_it_came(in_folder, checkpoint, capsys):
     Dataset.read_faces(write_database(in_folder, "some", 4))[0].tofile("man.raw")
     assert call(Main_adversarial, "man.raw", "femme", "--checkpoint", checkpoint, "--weight", "1e9") == 1
