@@ -70,8 +70,8 @@ def parse(options, argv, description):
     """What the command line gives of the dataclass `options`, as a dict: only the options that it names.
 
     A field `name: Annotated[type, about] = default` becomes --name; `about` is a dict of help (text), choices,
-    low and high (numbers in [low, high)), nargs, positional (True), flag (instead of --name). A type `kind | None` is parsed as kind, a
-    tuple[kind, ...] with nargs as a list of it.
+    low and high (numbers in [low, high)), nargs, positional (True), flag (instead of --name). A type `kind | None` is
+    parsed as kind, a tuple[kind, ...] with nargs as a list of it.
     """
     parser = _Parser(description=description, allow_abbrev=False, argument_default=argparse.SUPPRESS,
                      formatter_class=argparse.RawDescriptionHelpFormatter)

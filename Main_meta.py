@@ -41,18 +41,19 @@ class Options:
     nb_filter: Annotated[tuple[int, ...], dict(help="values of the grid", nargs="+", low=1)] = ()
     nb_block: Annotated[tuple[int, ...], dict(help="values of the grid", nargs="+", low=1, high=7)] = ()
     nb_conv: Annotated[tuple[int, ...], dict(help="values of the grid", nargs="+", low=1)] = ()
-    grid: Annotated[str | None, dict(help='JSON file of the grid: {"nb_conv": [1, 2], "optimizer": ["sgd", "adam"]}; any '
-                                     "option of Main.py with a value; flags given beside it replace its lists",
+    grid: Annotated[str | None, dict(help='JSON file of the grid: {"nb_conv": [1, 2], "optimizer": ["sgd", "adam"]}; '
+                                     "any option of Main.py with a value; flags given beside it replace its lists",
                                      metavar="FILE")] = None
     rows: Annotated[tuple, dict(help="parameters whose values are rows of the table (default: nb_block nb_conv)",
                                 nargs="+", metavar="NAME")] = ("nb_block", "nb_conv")
     epochs: Annotated[int, dict(help="of each training", low=1)] = 5
     seed: Annotated[int, dict(help="of each training, and of the search", low=0, high=2**31)] = 0
-    search: Annotated[str, dict(help="every cell, cells at random, or those that TPE (Bergstra et al. 2011) expects most "
-                                "of, by validation accuracy", choices=["grid", "random", "tpe"])] = "grid"
+    search: Annotated[str, dict(help="every cell, cells at random, or those that TPE (Bergstra et al. 2011) expects "
+                                "most of, by validation accuracy", choices=["grid", "random", "tpe"])] = "grid"
     trials: Annotated[int | None, dict(help="the most trainings in all; random and TPE: 20 by default", low=1)] = None
     processes: Annotated[int, dict(help="trainings at once on this machine", low=1)] = 1
-    out: Annotated[str, dict(help="folder of the trainings; may be shared by machines", metavar="DIR")] = "checkpoints/meta"
+    out: Annotated[str, dict(help="folder of the trainings; may be shared by machines",
+                             metavar="DIR")] = "checkpoints/meta"
     storage: Annotated[str | None, dict(help="database that keeps the state instead of a file in --out, e.g. "
                                         "sqlite:///meta.db, postgresql://...", metavar="URL")] = None
     logs: Annotated[str, dict(help="folder of TensorBoard's summaries (HPARAMS), or none", metavar="DIR")] = "logs/meta"

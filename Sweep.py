@@ -1,9 +1,10 @@
 """Which trainings a grid of meta-parameters asks for, run one by one or side by side, and remembered.
 
-The engine is Optuna (Akiba et al. 2019): a trial is one training by Main.py, in a process of its own, so that one that is
-too big for the memory ends alone. The state lies in a file or a database that several machines may share.
+The engine is Optuna (Akiba et al. 2019): a trial is one training by Main.py, in a process of its own, so that one that
+is too big for the memory ends alone. The state lies in a file or a database that several machines may share.
 """
 import concurrent.futures
+import contextlib
 import datetime
 import fcntl
 import itertools
@@ -51,10 +52,11 @@ class Sweep:
         except ImportError:
             raise Dataset.UserError('a sweep needs Optuna: pip install ".[sweep]"') from None
         self.options, self.grid, self.states = options, grid, optuna.trial.TrialState
-        self.distributions = {name: optuna.distributions.CategoricalDistribution(values) for name, values in grid.items()}
+        self.distributions = {name: optuna.distributions.CategoricalDistribution(values)
+                              for name, values in grid.items()}
         self.cells = [dict(zip(grid, values)) for values in itertools.product(*grid.values())]
-        search = options.search == "grid"
-        self.total = min(options.trials or (len(self.cells) if search else 20), len(self.cells))
+        every = len(self.cells) if options.search == "grid" else 20
+        self.total = min(options.trials or every, len(self.cells))
         self.lock, self.children, self.stopped = threading.Lock(), set(), False
         Dataset.make_folder(options.out)
         optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -110,7 +112,8 @@ class Sweep:
     def _name(self, parameters):
         """The name of the study, or of the folder of a training: tells apart what differs in anything."""
         o = self.options
-        whole = json.dumps([o.net, [str(Path(name).resolve()) for name in o.train], o.test, o.epochs, o.seed, parameters])
+        learned = [str(Path(name).resolve()) for name in o.train]
+        whole = json.dumps([o.net, learned, o.test, o.epochs, o.seed, parameters])
         values = [f"{name}={value}" for name, value in parameters.items() if not isinstance(value, list)]
         return "-".join([o.net, *values, f"{zlib.crc32(whole.encode()):08x}"])
 
@@ -127,10 +130,11 @@ class Sweep:
         for trial in self._trials("RUNNING"):
             folder = self._folder(trial.params)
             asked = (datetime.datetime.now() - trial.datetime_start).total_seconds()
-            if asked > START_SECONDS and (not folder.is_dir() or (lock := _lock(folder))):
-                if folder.is_dir():
-                    lock.close()
-                self._give_back(trial)
+            if asked > START_SECONDS:
+                lock = _lock(folder) if folder.is_dir() else contextlib.nullcontext()
+                if lock:
+                    with lock:
+                        self._give_back(trial)
 
     def _give_back(self, trial):
         self.study.tell(trial.number, state=self.states.FAIL)
@@ -176,7 +180,6 @@ class Sweep:
         arguments = ["--net", o.net, "--epochs", str(o.epochs), "--seed", str(o.seed)]
         arguments += ["--train", *o.train] if o.train else []
         arguments += ["--test", o.test] if o.test else []
-        logs = ["--logs", o.logs]
         for name, value in parameters.items():
             flag = name.replace("_", "-")
             arguments += {"yes": [f"--{flag}"], "no": [f"--no-{flag}"]}.get(value, [f"--{flag}", str(value)])
@@ -185,7 +188,7 @@ class Sweep:
         Dataset.make_folder(folder)
         threads = str(max(1, (os.cpu_count() or 1) // o.processes))
         with open(folder / "log", "w", encoding="utf-8") as log, _lock(folder) as lock:
-            child = subprocess.Popen([sys.executable, str(MAIN), *arguments, *logs, "--out", str(folder)],
+            child = subprocess.Popen([sys.executable, str(MAIN), *arguments, "--logs", o.logs, "--out", str(folder)],
                                      stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
                                      pass_fds=[lock.fileno()], env=os.environ | {"TF_NUM_INTRAOP_THREADS": threads})
         self.children.add(child)

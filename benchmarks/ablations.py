@@ -29,6 +29,7 @@ import Training
 
 CHANGES = Training.Recipe.augment
 BASE = ["--net", "resnet", "--nb-filter", "16"]
+PLAIN = ["--net", "convnet", "--nb-filter", "32", "--initializer", "he"]
 
 
 def augment(*more, without=()):
@@ -69,14 +70,11 @@ ROWS = {  # name: options that differ from BASE
     "distilled from three base nets": ["--teacher", *(f"{{out}}/base-{seed}" for seed in range(3))],
     "transfer from pretraining": ["--from", "{out}/pretraining-0"],
     "transfer, 5 layers frozen": ["--from", "{out}/pretraining-0", "--freeze", "5"],
-    "plain ConvNet, 1 a block": ["--net", "convnet", "--nb-filter", "32", "--initializer", "he"],
-    "plain ConvNet, 1, BatchNorm": ["--net", "convnet", "--nb-filter", "32", "--initializer", "he", "--batchnorm"],
-    "plain ConvNet, 3, BatchNorm": ["--net", "convnet", "--nb-filter", "32", "--initializer", "he", "--batchnorm",
-                                    "--nb-conv", "3"],
-    "the same, factorised 3x1 1x3": ["--net", "convnet", "--nb-filter", "32", "--initializer", "he", "--batchnorm",
-                                     "--nb-conv", "6", "--filter-size", "3x1", "1x3"],
-    "the same, 1x1 between": ["--net", "convnet", "--nb-filter", "32", "--initializer", "he", "--batchnorm",
-                              "--nb-conv", "3", "--filter-size", "3", "1", "3"],
+    "plain ConvNet, 1 a block": PLAIN,
+    "plain ConvNet, 1, BatchNorm": [*PLAIN, "--batchnorm"],
+    "plain ConvNet, 3, BatchNorm": [*PLAIN, "--batchnorm", "--nb-conv", "3"],
+    "the same, factorised 3x1 1x3": [*PLAIN, "--batchnorm", "--nb-conv", "6", "--filter-size", "3x1", "1x3"],
+    "the same, 1x1 between": [*PLAIN, "--batchnorm", "--nb-conv", "3", "--filter-size", "3", "1", "3"],
     "DenseNet, BatchNorm": ["--net", "densenet", "--nb-filter", "16", "--initializer", "he", "--batchnorm"],
     "ResNet, 2 blocks a stage": ["--nb-conv", "2"],
     "ResNet without BatchNorm": ["--no-batchnorm"],
@@ -88,7 +86,8 @@ UNTRAINED = {"base, averaged over the flip": ["flip"], "base, over flip and crop
 class Options:
     database: Annotated[str, dict(help="data_*.bin to learn from", required=True)] = ""
     others: Annotated[tuple, dict(help="further data_*.bin, measured only", nargs="+", metavar="DB")] = ()
-    pretraining: Annotated[str | None, dict(help="data_*.bin that the transferred net learned before", metavar="DB")] = None
+    pretraining: Annotated[str | None, dict(help="data_*.bin that the transferred net learned before",
+                                            metavar="DB")] = None
     epochs: Annotated[int, dict(help="of each training", low=1)] = 8
     seeds: Annotated[int, dict(help="trainings of each row", low=1)] = 3
     rows: Annotated[tuple, dict(help="only these rows", nargs="+", choices=[*ROWS, *UNTRAINED], metavar="ROW")] = ()

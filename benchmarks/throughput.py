@@ -2,8 +2,8 @@
 
     python benchmarks/throughput.py --database path/to/data_16k.bin
 
-nn4 and DenseNet (4 blocks of 2 convolutions, 16 filters), batch 128 in training (Adam, no augmentation), 500 in inference
-(float32). Each round runs every contestant once, after one round that is not counted. Prints the median rates, the
+nn4 and DenseNet (4 blocks of 2 convolutions, 16 filters), batch 128 in training (Adam, no augmentation), 500 in
+inference (float32). Each round runs every contestant once, after one round that is not counted. Prints the median rates, the
 median of the ratios to Keras within a round, what share that is of the matrix-product rate that this machine reaches in
 the same run, and which operations the time of our training step goes to. PyTorch runs where it is installed (extra
 `bench`).
@@ -247,8 +247,8 @@ def main(argv=None):
             columns = f"{asked[loop][0]:.0f} | {asked[loop][1]:.2f}" if loop in asked else "|"
             print(f"| {name} | {loop} | {rate:.0f} | {ratio:.2f} | {100 * share:.0f} % | {columns} |", flush=True)
     for name in "nn4", "densenet":
-        print(f"{name}, where a training step's time goes: "
-              + ", ".join(f"{operation} {100 * share:.0f} %" for operation, share in profile(Models.build(name), dataset)))
+        shares = [f"{operation} {100 * share:.0f} %" for operation, share in profile(Models.build(name), dataset)]
+        print(f"{name}, where a training step's time goes: {', '.join(shares)}")
 
 
 if __name__ == "__main__":

@@ -45,7 +45,8 @@ def main(argv=None):
     for name, (learned, measured, more) in TRAININGS.items():
         out = Path(options.out) / name
         paths = [f"{options.faces}/data_{database}.bin" for database in (*learned, measured)]
-        arguments = [*NET, *(text.format(out=options.out) for text in more), "--train", *paths[:-1], "--test", paths[-1]]
+        recipe = [*NET, *(text.format(out=options.out) for text in more)]
+        arguments = [*recipe, "--train", *paths[:-1], "--test", paths[-1]]
         begun = any((out / "last").glob("*.index"))
         print(f"{name}: learns from {', '.join(learned)}, measured on {measured}", flush=True)
         if code := Main.main([*(["--resume"] if begun else arguments), "--out", str(out)]):

@@ -181,7 +181,8 @@ def test_mistakes(stand_in, capsys):
     (stand_in / "broken.json").write_text('{"nb_conv": 3}')
     for arguments, words in (
             (["--grid", "none.json"], "none.json: no such file"), (["--grid", "broken.json"], "expected JSON such as"),
-            (["--grid", "grid.json"], "depth is no option of Main.py"), (["--grid", "folder.json"], "out is no option"), (["--nb-conv", "0"], "expected 1 or more"),
+            (["--grid", "grid.json"], "depth is no option of Main.py"), (["--grid", "folder.json"], "out is no option"),
+            (["--nb-conv", "0"], "expected 1 or more"),
             (["--batchnorm", "maybe"], "invalid choice"), (["--train", "none"], "no such file"),
             (["--rows", "depth"], "--rows depth: not in the grid"), (["--nb-conv", "33"], "no such thing"),
             (["--storage", "nonsense"], "no state can be kept there")):
@@ -191,8 +192,8 @@ def test_mistakes(stand_in, capsys):
 
 def test_real_trainings_write_hparams_and_can_be_used(database, in_folder, capsys):
     code, out, _ = sweep(capsys, "--net", "convnet", "--train", str(database), "--test",
-                         str(database.parent / "data_test.bin"), "--nb-filter", "4", "--nb-block", "2", "--dropout", "0",
-                         "0.2", "--epochs", "1", "--logs", "logs/meta", "--processes", "2")
+                         str(database.parent / "data_test.bin"), "--nb-filter", "4", "--nb-block", "2",
+                         "--dropout", "0", "0.2", "--epochs", "1", "--logs", "logs/meta", "--processes", "2")
     assert code == 0
     folders = sorted(Path("checkpoints/meta").glob("convnet-*"))
     assert len(folders) == 2 and [Models.load(folder)[0].list[1].dropout_rate for folder in folders] == [0.0, 0.2]

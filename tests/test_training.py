@@ -244,7 +244,8 @@ def test_mixup_mixes_a_face_and_its_label_with_another_in_the_same_share():
 
 @pytest.mark.parametrize("schedule, golden", [
     ("cosine", {0: 2e-4, 4: 1e-3, 9: 2e-3, 54: 1e-3, 99: 0.0}), ("constant", {4: 1e-3, 9: 2e-3, 99: 2e-3}),
-    ("step", {4: 1e-3, 53: 2e-3, 54: 2e-4, 77: 2e-5, 98: 2e-5}), ("inverse", {4: 1e-3, 9: 2e-3, 54: 2e-3 / 10.5, 99: 1e-4})])
+    ("step", {4: 1e-3, 53: 2e-3, 54: 2e-4, 77: 2e-5, 98: 2e-5}),
+    ("inverse", {4: 1e-3, 9: 2e-3, 54: 2e-3 / 10.5, 99: 1e-4})])
 def test_schedules_by_hand(schedule, golden):
     for step, rate in golden.items():
         recipe = Training.Recipe(schedule=schedule, learning_rate=2e-3)
@@ -377,7 +378,8 @@ def test_frozen_layers_keep_their_weights(database, tmp_path):
     same = [np.array_equal(layer.w, w) for layer, w in zip(layers, before, strict=True)]
     assert same == [True] * 2 + [False] * (len(layers) - 2)
     with pytest.raises(Dataset.UserError, match="one must learn"):
-        trainer(database, tmp_path / "all", recipe=dataclasses.replace(RECIPE, freeze=len(layers)), net="resnet", nb_filter=4)
+        trainer(database, tmp_path / "all", recipe=dataclasses.replace(RECIPE, freeze=len(layers)), net="resnet",
+                nb_filter=4)
 
 
 @pytest.mark.parametrize("net, options", [("nn4", {}), ("resnet", {"nb_filter": 4}), ("densenet", {"nb_filter": 4})])
