@@ -69,14 +69,15 @@ class Recipe:
     optimizer: Annotated[str, dict(help="how gradients move the weights", choices=list(OPTIMIZERS))] = "adam"
     learning_rate: Annotated[float | None, dict(help="its highest value; by default what suits the optimizer, a tenth "
                                                 "of that with --from", low=1e-12)] = None
-    schedule: Annotated[str, dict(help="how the learning rate falls after the warm-up", choices=[name for name in FALLS if name != "range"])] = "cosine"
+    schedule: Annotated[str, dict(help="how the learning rate falls after the warm-up",
+                                  choices=[name for name in FALLS if name != "range"])] = "cosine"
     warm_up: Annotated[float, dict(help="share of the steps in which the learning rate rises", low=0, high=1)] = 0.1
     weight_decay: Annotated[float | None, dict(help="decoupled L2 regularization (AdamW), in units of the learning "
                                                "rate; by default what suits the optimizer", low=0)] = None
     l1: Annotated[float, dict(help="weight of the L1 penalty on the weights", low=0)] = 0.0
     clip_norm: Annotated[float | None, dict(help="the longest gradient, all weights together", low=1e-12)] = None
-    averaging: Annotated[float, dict(help="share that the moving average of the weights keeps at each step; the average "
-                                     "is what is measured and used; 0 averages nothing", low=0, high=1)] = 0.99
+    averaging: Annotated[float, dict(help="share that the moving average of the weights keeps at each step; the "
+                                     "average is what is measured and used; 0 averages nothing", low=0, high=1)] = 0.99
     loss: Annotated[str, dict(help="what is minimised; the others mind wrong labels less",
                               choices=list(LOSSES))] = "cross-entropy"
     label_smoothing: Annotated[float, dict(help="share of each label given to both classes", low=0, high=1)] = 0.1
@@ -85,10 +86,11 @@ class Recipe:
         "flip", "rotation", "scale", "shift", "contrast", "brightness")
     balance: Annotated[str | None, dict(help="draw each of these groups equally often; age and ethnicity are those of "
                                         "meta_<name>.csv", choices=list(Dataset.BALANCES))] = None
-    start: Annotated[str | None, dict(help="transfer learning: begin with the weights of this checkpoint", flag="--from",
-                                      metavar="CHECKPOINT")] = None
+    start: Annotated[str | None, dict(help="transfer learning: begin with the weights of this checkpoint",
+                                      flag="--from", metavar="CHECKPOINT")] = None
     freeze: Annotated[int, dict(help="layers, from the first, that do not learn", low=0)] = 0
-    lsuv: Annotated[bool, dict(help="orthogonal first weights, scaled until each layer's output has variance one")] = False
+    lsuv: Annotated[bool, dict(help="orthogonal first weights, scaled until each layer's output has variance "
+                               "one")] = False
     teacher: Annotated[tuple, dict(help="distillation: learn what these checkpoints together say of each face",
                                    nargs="+", metavar="CHECKPOINT")] = ()
     teaching: Annotated[float, dict(help="share of the teachers' answer in the label", low=0, high=1.001)] = 0.7
@@ -131,7 +133,7 @@ def split(dataset, share, seed):
     return dataset.subset(rows[count:]), dataset.subset(rows[:count])
 
 
-def _to_float(faces):
+def to_float(faces):
     """Dataset.to_float as TensorFlow's operations, for the pipeline."""
     return (tf.cast(faces, tf.float32) - 128.0) / Dataset.GREY_LEVELS
 
@@ -146,7 +148,7 @@ def augment(faces, labels, changes, seed):
     count = tf.shape(faces)[0]
     draws = iter(tf.unstack(tf.random.stateless_uniform([len(AUGMENTATION) + 2, count], seed, -1.0, 1.0)))
     most = {name: AUGMENTATION[name] if name in changes else 0.0 for name in AUGMENTATION}
-    x = _to_float(faces)
+    x = to_float(faces)
     if changes & {"flip", "rotation", "scale", "shift"}:
         x = _move(x, most, draws)
     if "sharpness" in changes:
@@ -184,7 +186,7 @@ def _move(x, most, draws):
 
 
 def peak_rate(recipe):
-    """The highest learning rate: the recipe's, or else what suits its optimizer, a tenth of that in transfer learning."""
+    """The highest learning rate: the recipe's, else what suits its optimizer, a tenth of that in transfer learning."""
     if recipe.learning_rate is not None:
         return recipe.learning_rate
     return OPTIMIZERS[recipe.optimizer][2] * (0.1 if recipe.start else 1.0)
@@ -205,7 +207,8 @@ def make_optimizer(recipe, variables):
     """The recipe's optimizer, built for these variables; biases and BatchNorm's parameters do not decay."""
     kind, arguments, _, weight_decay = OPTIMIZERS[recipe.optimizer]
     weight_decay = weight_decay if recipe.weight_decay is None else recipe.weight_decay
-    optimizer = kind(peak_rate(recipe), weight_decay=weight_decay or None, global_clipnorm=recipe.clip_norm, **arguments)
+    optimizer = kind(peak_rate(recipe), weight_decay=weight_decay or None, global_clipnorm=recipe.clip_norm,
+                     **arguments)
     optimizer.exclude_from_weight_decay(var_list=[v for v in variables if v.shape.rank < 2])
     optimizer.build(variables)
     return optimizer
@@ -411,7 +414,8 @@ class Trainer:
             probabilities = tf.nn.softmax(logits) * (1.0 - 2e-7) + 1e-7
             loss = tf.reduce_mean(LOSSES[self.recipe.loss](labels, probabilities))
             if self.recipe.l1:
-                loss += self.recipe.l1 * tf.add_n([tf.reduce_sum(tf.abs(v)) for v in self.variables if v.shape.rank > 1])
+                loss += self.recipe.l1 * tf.add_n([tf.reduce_sum(tf.abs(variable)) for variable in self.variables
+                                                   if variable.shape.rank > 1])
         gradients = tape.gradient(loss, self.variables)
         self.optimizer.learning_rate.assign(scheduled_rate(self.recipe, self.step, self.total))
         self.optimizer.apply_gradients(zip(gradients, self.variables))
