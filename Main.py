@@ -18,13 +18,15 @@ import Dataset
 import Layers
 import Models
 import Training
+from DataBases import synthesise
 
 
 @dataclasses.dataclass(frozen=True)
 class Options(Training.Recipe):
     net: Annotated[str, dict(help="architecture", choices=list(Models.NETWORKS))] = "resnet"
     train: Annotated[tuple, dict(help="databases to learn from: names such as 10k (DataBases/data_10k.bin) or paths "
-                                      "of data_*.bin; by default the largest in DataBases/",
+                                      "of data_*.bin; by default the largest in DataBases/, "
+                                      "made first if there is none",
                                  nargs="+", metavar="DB")] = ()
     test: Annotated[str | None, dict(help="database to measure on, never learned from", metavar="DB")] = None
     nb_block: Annotated[int | None, dict(help="blocks (stages) of the net", low=1, high=7)] = None
@@ -32,8 +34,8 @@ class Options(Training.Recipe):
     nb_filter: Annotated[int | None, dict(help="filters a convolution", low=1)] = None
     dropout: Annotated[float | None, dict(help="share of values set to zero when training", low=0, high=1)] = None
     batchnorm: Annotated[bool | None, dict(help="normalise each layer over the batch")] = None
-    filter_size: Annotated[tuple, dict(help="kernel width, or height x width, of the convolutions in turn: 5, or 3x1 1x3",
-                                       nargs="+", metavar="N")] = ()
+    filter_size: Annotated[tuple, dict(help="kernel width, or height x width, of the convolutions in turn: 5, or "
+                                       "3x1 1x3", nargs="+", metavar="N")] = ()
     initializer: Annotated[str | None, dict(help="first weights", choices=list(Layers.INITIALIZERS))] = None
     find_lr: Annotated[bool, dict(help="learning-rate range test: print the loss while the rate rises, and a rate to "
                                   "choose; learn nothing else")] = False
@@ -82,17 +84,25 @@ def main(argv=None):
 def started(given):
     """Options and folder of a new training."""
     options = Options(**given)
-    if not options.train:
-        train, test = Dataset.default_databases()
-        if train is None:
-            raise Dataset.UserError(f"{Dataset.DATABASES} holds no data_<name>.bin; name a database of yours: "
-                                    "--train path/to/data_10k.bin --test path/to/data_test10k.bin")
-        options = dataclasses.replace(options, train=(str(train),), test=options.test or test and str(test))
     out = Path(options.out or f"checkpoints/{options.net}-{time.strftime('%Y%m%d-%H%M%S')}")
     if any(out.rglob("*.index")):
         raise Dataset.UserError(f"{out} holds a training already; go on with it with --resume, "
                                 "or choose another folder with --out")
+    if not options.train:
+        train, test = Dataset.default_databases()
+        if train is None:
+            make_databases([] if options.test or test else ["test10k"])
+            train, test = Dataset.default_databases()
+        options = dataclasses.replace(options, train=(str(train),), test=options.test or test and str(test))
     return options, out
+
+
+def make_databases(more):
+    """Make a training base of faces of nobody, and `more`: the names of others."""
+    print(f"{Dataset.DATABASES} holds no faces to learn from: making some of nobody (python -m DataBases.synthesise)",
+          flush=True)
+    for line in synthesise.make(["10k", *more], Dataset.DATABASES):
+        print(line, flush=True)
 
 
 def resumed(given):

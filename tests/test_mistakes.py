@@ -109,11 +109,6 @@ def test_mistake_in_learning(run, in_folder, database, arguments, words):
     assert files(in_folder) == []
 
 
-def test_no_database_at_all(run, in_folder, monkeypatch):
-    monkeypatch.setattr(Dataset.default_databases, "__defaults__", (in_folder,))
-    refuse(run(Main), "holds no data_<name>.bin", "--train path/to/data_10k.bin")
-
-
 def test_test_base_among_the_training_bases(run, database):
     refuse(run(Main, "--train", database, "--test", database), "holds faces never learned")
 

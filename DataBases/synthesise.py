@@ -1,0 +1,126 @@
+"""Databases of faces of nobody: sampled from a statistical model of faces, labelled by the net that ships.
+
+    python -m DataBases.synthesise 10k test10k
+
+writes data_10k.bin, gender_10k.bin and the same of test10k into DataBases/, men and women in equal parts. The same name
+and seed give the same files on the same machine; every name has faces of its own.
+"""
+import sys
+
+import Console  # first: it silences TensorFlow's start
+
+import dataclasses
+import os
+import re
+import zlib
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import tensorflow as tf
+
+import Dataset
+import Models
+import Training
+from DataBases import faces
+
+MODEL = Dataset.DATABASES / "faces.npz"
+TEACHER = Dataset.DATABASES.parent / "pretrained"
+CHUNK = 1000   # faces drawn at once
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    names: Annotated[tuple, dict(help="databases to write: 10k has 10,000 faces; a size may have letters before it: "
+                                 "test10k", positional=True, nargs="+", metavar="NAME")]
+    out: Annotated[str, dict(help="folder to write to", metavar="DIR")] = str(Dataset.DATABASES)
+    seed: Annotated[int, dict(help="of the faces", low=0, high=2**31)] = 0
+
+
+def main(argv=None):
+    options = Options(**Console.parse(Options, argv, __doc__))
+    for line in make(options.names, options.out, options.seed):
+        print(line, flush=True)
+    return 0
+
+
+def make(names, folder, seed=0):
+    """Write databases of these names; yields a line about each. Raises UserError before any, for a name without a size
+    or one that exists."""
+    sizes = {name: size_of(name) for name in names}
+    for name in sizes:
+        data, _, meta = Dataset.database_files(Path(folder) / f"data_{name}.bin")
+        for path in filter(Path.exists, (data, meta)):
+            raise Dataset.UserError(f"{path}: exists already; move it away, or choose another name or another --out")
+    source = Source(seed)
+    for name, count in sizes.items():
+        yield write(source, name, count, folder)
+
+
+def size_of(name):
+    """How many faces a database of this name holds: 10,000 for 10k or test10k. Raises UserError for another name."""
+    match = re.fullmatch(r"[A-Za-z_]*(\d+)(k?)", name)
+    count = int(match[1]) * (1000 if match[2] else 1) if match else 0
+    if count < 2:
+        raise Dataset.UserError(f"{name}: expected a size of 2 or more, with or without letters before it, such as "
+                                "10k, 500 or test10k")
+    return count
+
+
+class Source:
+    """Labelled faces of nobody.
+
+    seed     of all that is drawn
+    model    has sample(count, generator) -> [count, 2304] uint8; by default the faces.Model that ships
+    teacher  a net that says man or woman of them; by default the one that ships
+    """
+
+    def __init__(self, seed, model=None, teacher=None):
+        self.seed = seed
+        self.model = faces.load(MODEL) if model is None else model
+        net = Models.load(TEACHER)[0] if teacher is None else teacher
+        dtype = Training.compute_dtype("auto")
+        self.answer = tf.function(
+            lambda grey: tf.nn.softmax(tf.cast(net(tf.cast(Training.to_float(grey), dtype)), tf.float32)),
+            autograph=False, input_signature=[tf.TensorSpec([None, Dataset.DIM], tf.uint8)])
+
+    def draw(self, name, count):
+        """Yield (faces [n, 2304] uint8, labels [n, 2] float32), `count` in all, half of them women."""
+        generator = np.random.default_rng([self.seed, zlib.crc32(name.encode())])
+        missing = np.array([count - count // 2, count // 2])
+        while missing.any():
+            grey = self.model.sample(CHUNK, generator)
+            label = self.answer(grey).numpy().argmax(1)
+            number = np.where(label, np.cumsum(label), np.cumsum(1 - label))  # which man, which woman of the chunk
+            kept = number <= missing[label]
+            missing -= np.bincount(label[kept], minlength=2)
+            yield grey[kept], np.eye(2, dtype="<f4")[label[kept]]
+
+
+def write(source, name, count, folder):
+    """Write a database, whole or not at all: a line that says so."""
+    data, gender, _ = Dataset.database_files(Path(folder) / f"data_{name}.bin")
+    Dataset.make_folder(folder)
+    data_part, gender_part = (path.with_name(f".{os.getpid()}.{path.name}.part") for path in (data, gender))
+    progress = Console.Progress(count, unit="faces")
+    done = 0
+    try:
+        with open(data_part, "wb") as data_file, open(gender_part, "wb") as gender_file:
+            for grey, label in source.draw(name, count):
+                data_file.write(grey.tobytes())
+                gender_file.write(label.tobytes())
+                done += len(grey)
+                progress.update(done, name)
+        os.replace(gender_part, gender)  # labels first: a data file without its labels would be in the way
+        os.replace(data_part, data)
+    except OSError as error:
+        raise Dataset.UserError(f"{data}: cannot be written ({error.strerror}); choose another --out") from None
+    finally:
+        progress.clear()
+        for part in data_part, gender_part:
+            part.unlink(missing_ok=True)
+    return f"{data}: {count:,} faces of nobody, {progress.rate(count):.0f} a second"
+
+
+if __name__ == "__main__":
+    sys.exit(Console.run(main))

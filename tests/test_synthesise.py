@@ -1,0 +1,200 @@
+import io
+
+import numpy as np
+import pytest
+
+import Console
+import Dataset
+import Main
+import Main_inference
+from DataBases import faces, fit, synthesise
+
+from conftest import REAL_FACES, write_database
+
+
+@pytest.fixture(scope="module")
+def blobs():
+    """[300, 2304] uint8 whose spread has five directions, and a group for each: (faces, group)."""
+    random = np.random.default_rng(0)
+    directions = random.normal(size=(5, Dataset.DIM))
+    group = np.arange(300) % 2
+    codes = random.normal(size=(300, 5)) * [20, 12, 8, 5, 3] + np.outer(group, [15, 0, 0, 0, 0])
+    return np.clip(np.rint(128 + codes @ directions), 0, 255).astype(np.uint8), group
+
+
+def source(seed=0, model=None):
+    return synthesise.Source(seed, model)
+
+
+def written(folder, name):
+    return [(folder / f"{kind}_{name}.bin").read_bytes() for kind in ("data", "gender")]
+
+
+# The model
+
+def test_eigenfaces_are_the_right_singular_vectors(blobs):
+    both = faces.with_mirrors(blobs[0])
+    mean, directions = faces.eigenfaces(both, 8)
+    expected = np.linalg.svd(both - both.mean(0), full_matrices=False)[2][:8]
+    np.testing.assert_allclose(mean, both.mean(0), rtol=1e-5)
+    np.testing.assert_allclose(np.abs(np.sum(directions * expected, 1)), 1.0, atol=1e-3)
+
+
+def test_mirrors_are_those_of_numpy(blobs):
+    both = faces.with_mirrors(blobs[0])
+    np.testing.assert_array_equal(both[300 + 7].reshape(48, 48), np.fliplr(blobs[0][7].reshape(48, 48)))
+
+
+def test_the_model_has_each_group_s_mean_and_covariance(blobs):
+    model = faces.fit(*blobs, components=10)
+    both, group = faces.with_mirrors(blobs[0]), np.tile(blobs[1], 2)
+    codes = (both - model.mean) @ model.eigenfaces.T
+    for number in 0, 1:
+        np.testing.assert_allclose(model.means[number], codes[group == number].mean(0), atol=1e-3)
+        np.testing.assert_allclose(model.roots[number] @ model.roots[number].T - 1e-2 * np.eye(10),
+                                   np.cov(codes[group == number].T, bias=True), rtol=1e-3, atol=0.5)
+
+
+def test_samples_have_the_mean_and_the_covariance_of_the_model():
+    directions = np.eye(Dataset.DIM, dtype=np.float32)[[5, 9]]
+    model = faces.Model(np.full(Dataset.DIM, 100, np.float32), directions, np.float32([[10, -20]]),
+                        np.float32([[[6, 0], [3, 4]]]))
+    drawn = model.sample(20_000, np.random.default_rng(0)).astype(float)
+    np.testing.assert_allclose(drawn[:, [5, 9]].mean(0), [110, 80], atol=0.2)
+    np.testing.assert_allclose(np.cov(drawn[:, [5, 9]].T), [[36, 18], [18, 25]], rtol=0.05)
+    assert (np.delete(drawn, [5, 9], 1) == 100).all()
+
+
+def test_saved_and_loaded_it_is_the_same_within_its_8_bits(blobs, tmp_path):
+    model = faces.fit(*blobs, components=10)
+    faces.save(model, tmp_path / "faces.npz")
+    read = faces.load(tmp_path / "faces.npz")
+    for one, other in zip(model, read):
+        assert one.shape == other.shape and other.dtype == np.float32
+    np.testing.assert_array_equal(read.means, model.means)
+    np.testing.assert_allclose(read.roots, model.roots, rtol=1e-3, atol=1e-4)
+    most = np.abs(model.eigenfaces).max(1, keepdims=True)
+    assert (np.abs(read.eigenfaces - model.eigenfaces) <= most / 254 * 1.001).all()
+
+
+@pytest.mark.parametrize("content", [b"", b"no npz", "other"])
+def test_a_file_that_is_no_model_is_refused(tmp_path, content):
+    path = tmp_path / "faces.npz"
+    if content == "other":
+        held = io.BytesIO()
+        np.savez(held, mean=np.zeros(3))
+        content = held.getvalue()
+    path.write_bytes(content)
+    with pytest.raises(Dataset.DataError, match="no model of faces|empty"):
+        faces.load(path)
+
+
+def test_the_model_that_ships_is_small_and_plain():
+    assert synthesise.MODEL.stat().st_size < 6e6
+    with np.load(synthesise.MODEL, allow_pickle=False) as kept:
+        assert {kept[name].dtype.kind for name in kept} <= {"f", "i"}
+
+
+# The databases
+
+@pytest.mark.parametrize("name, count", [("10k", 10_000), ("test10k", 10_000), ("500", 500), ("my_2", 2)])
+def test_sizes_by_name(name, count):
+    assert synthesise.size_of(name) == count
+
+
+@pytest.mark.parametrize("name", ["", "k", "ten", "1", "0k", "10m", "10k2x", "../10k"])
+def test_names_without_a_size_are_refused(name):
+    with pytest.raises(Dataset.UserError, match="expected a size"):
+        synthesise.size_of(name)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("bases")
+    assert Console.run(synthesise.main, ["1001", "test1k", "--out", str(folder)]) == 0
+    return folder
+
+
+def test_a_base_has_its_size_balance_and_the_teacher_s_labels(base):
+    dataset = Dataset.open_database(base / "data_1001.bin")
+    assert dataset.label.sum(0).tolist() == [501, 500]
+    grey = dataset.data.grey()
+    assert (source().answer(grey).numpy().argmax(1) == dataset.label.argmax(1)).all()
+    assert len(np.unique(grey, axis=0)) == 1001
+    assert sorted(path.name for path in base.iterdir()) == [
+        "data_1001.bin", "data_test1k.bin", "gender_1001.bin", "gender_test1k.bin"]
+
+
+def test_the_test_base_shares_no_face_with_the_other(base):
+    both = np.concatenate([Dataset.open_database(base / f"data_{name}.bin").data.grey() for name in ("1001", "test1k")])
+    assert len(np.unique(both, axis=0)) == 2001
+
+
+def test_the_same_name_and_seed_give_the_same_bytes(base, tmp_path):
+    for folder, seed in ("same", 0), ("other", 1):
+        list(synthesise.make(["1001"], tmp_path / folder, seed))
+    assert written(tmp_path / "same", "1001") == written(base, "1001")
+    assert written(tmp_path / "other", "1001")[0] != written(base, "1001")[0]
+
+
+def test_it_reports_what_it_wrote(tmp_path, capsys):
+    assert Console.run(synthesise.main, ["20", "--out", str(tmp_path)]) == 0
+    assert capsys.readouterr().out.startswith(f"{tmp_path / 'data_20.bin'}: 20 faces of nobody, ")
+
+
+def test_a_base_that_exists_is_left_alone(base, capsys):
+    before = written(base, "test1k")
+    assert Console.run(synthesise.main, ["30", "test1k", "--out", str(base)]) == 2
+    assert "data_test1k.bin: exists already" in capsys.readouterr().err
+    assert written(base, "test1k") == before
+    assert not (base / "data_30.bin").exists()
+
+
+@pytest.mark.parametrize("error, code", [(KeyboardInterrupt(), 130), (OSError(28, "No space left on device"), 2)])
+def test_interrupted_it_leaves_nothing(tmp_path, monkeypatch, error, code):
+    original, chunks = faces.Model.sample, []
+
+    def sample(model, count, generator):
+        if len(chunks) == 2:
+            raise error
+        chunks.append(count)
+        return original(model, count, generator)
+    monkeypatch.setattr(faces.Model, "sample", sample)
+    assert Console.run(synthesise.main, ["10k", "--out", str(tmp_path)]) == code
+    assert len(chunks) == 2 and list(tmp_path.iterdir()) == []
+
+
+def test_main_without_a_database_makes_its_own_and_learns(in_folder, monkeypatch, capsys):
+    monkeypatch.setattr(Dataset, "DATABASES", in_folder / "DataBases")
+    monkeypatch.setattr(Dataset.default_databases, "__defaults__", (in_folder / "DataBases",))
+    arguments = ["--nb-filter", "16", "--epochs", "2", "--batch-size", "64", "--augment", "flip", "--logs", "none"]
+    assert Console.run(Main.main, [*arguments, "--out", "run"]) == 0
+    out = capsys.readouterr().out
+    assert "holds no faces to learn from: making some of nobody" in out
+    assert "9,500 faces to learn, 500 to validate, 10,000 to test" in out
+    assert float(out.splitlines()[-1].split()[2]) > 80
+    before = written(in_folder / "DataBases", "10k")
+    assert Console.run(Main.main, ["--net", "small", "--epochs", "1", "--logs", "none", "--out", "second"]) == 0
+    assert "of nobody" not in capsys.readouterr().out
+    assert written(in_folder / "DataBases", "10k") == before
+    if REAL_FACES.is_dir():  # faces of nobody teach about people
+        assert Console.run(Main_inference.main, [str(REAL_FACES / "data_test4k.bin"), "--checkpoint", "run"]) == 0
+        said = capsys.readouterr().out
+        assert float(said.split("accuracy ")[1].split()[0]) > 78
+
+
+def test_a_model_of_one_s_own_faces(tmp_path, capsys):
+    database = write_database(tmp_path, "mine", 120)
+    out = tmp_path / "mine.npz"
+    assert Console.run(fit.main, [str(database), "--components", "20", "--out", str(out)]) == 0
+    assert "20 eigenfaces of 120 faces" in capsys.readouterr().out
+    drawn = faces.load(out).sample(400, np.random.default_rng(0)).reshape(-1, 48, 48).astype(float)
+    top, bottom = drawn[:, 4:20, 12:36].mean((1, 2)), drawn[:, 28:44, 12:36].mean((1, 2))
+    assert ((top - bottom > 30) | (bottom - top > 30)).mean() > 0.95  # of one kind or of the other
+
+
+def test_a_model_of_one_sex_alone_is_refused(tmp_path, capsys):
+    database = write_database(tmp_path, "men", 10)
+    np.eye(2, dtype="<f4")[np.zeros(10, int)].tofile(tmp_path / "gender_men.bin")
+    assert Console.run(fit.main, [str(database), "--out", str(tmp_path / "x.npz")]) == 2
+    assert "expected men and women" in capsys.readouterr().err
