@@ -258,6 +258,9 @@ def database_files(name, folder=DATABASES):
 def open_database(name, batchSize=128):
     """The DataSet of a name or of a path of a data_<name>.bin."""
     data, gender, _ = database_files(name)
+    if not data.exists() and str(data) != str(name):
+        raise DataError(f"{data}: no such file; expected the path of a data_<name>.bin, or a name of one in {DATABASES} "
+                        "(python -m DataBases.synthesise 10k makes one)")
     return DataSet(data, gender, batchSize=batchSize)
 
 
