@@ -753,7 +753,8 @@ def test_open_database_by_path(tmp_path):
 
 
 def test_open_database_of_an_unknown_name_names_the_file():
-    assert_data_error("data_nosuchdatabase.bin: no such file; expected the path of a data_<name>.bin", lambda: Dataset.open_database("nosuchdatabase"))
+    assert_data_error("data_nosuchdatabase.bin: no such file; expected the path of a data_<name>.bin",
+                      lambda: Dataset.open_database("nosuchdatabase"))
 
 
 def make_databases(folder, **counts):
