@@ -44,7 +44,7 @@ class Options:
     steps: Annotated[int | None, dict(help="all but fgsm: training steps of DX (default: dx, ddn, sigma-zero and jsma "
                                       "300, cw 500, deepfool 50, pgd 40)", low=1)] = None
     random_start: Annotated[bool | None, dict(help="pgd: begin anywhere in the ball")] = None
-    rounding: Annotated[bool | None, dict(help="ddn: show the net the rounded picture (default: yes)")] = None
+    rounding: Annotated[bool | None, dict(help="dx, ddn: show the net the rounded picture (default: yes)")] = None
     box: Annotated[str | None, dict(help="rectangle in pixels outside of which not a bit changes",
                                     metavar="X,Y,W,H")] = None
     checkpoint: Annotated[str | None, dict(help="folder or prefix; by default the newest training under checkpoints/, "
