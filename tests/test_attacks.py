@@ -213,8 +213,8 @@ def test_linear_net_the_weight_that_is_found_makes_the_least_noise_the_least_los
 @pytest.mark.parametrize("scale", [0.01, 100.0])
 def test_the_search_of_l2_does_not_depend_on_the_scale_of_the_logits(linear, scale):
     net, faces, wrong = linear
-    ratio = [Attacks.distances(faces, mislead(ask, faces, wrong).modified)["l2"] for ask in (lambda x: scale * net(x), net)]
-    np.testing.assert_allclose(*ratio, rtol=0.02)
+    scaled, plain = (mislead(ask, faces, wrong).modified for ask in (lambda x: scale * net(x), net))
+    np.testing.assert_allclose(*(Attacks.distances(faces, files)["l2"] for files in (scaled, plain)), rtol=0.02)
 
 
 def rooms(linear):
