@@ -51,7 +51,12 @@ class Result:
     @property
     def amplified(self):
         """[N, 2304] uint8: 50 times the size of the noise, cut at 255."""
-        return np.clip(50 * np.abs(self.modified.astype(int) - self.original), 0, 255).astype(np.uint8)
+        return amplify(self.original, self.modified)
+
+
+def amplify(original, modified):
+    """50 times the size of the noise between pictures [N, 2304] uint8, cut at 255."""
+    return np.clip(50 * np.abs(modified.astype(int) - original), 0, 255).astype(np.uint8)
 
 
 def distances(original, modified):
@@ -98,6 +103,8 @@ class Attack:
         self.x = tf.constant(Dataset.to_float(faces))
         self.mask = tf.ones([Dataset.DIM]) if mask is None else tf.constant(_mask(mask), tf.float32)
         self.dx = tf.Variable(tf.zeros_like(self.x))
+        self.asked = tf.Variable(self.x)                 # the pictures of the last step, and their lead
+        self.lead = tf.Variable(tf.zeros([len(faces)]))
         self.done = tf.Variable(0, dtype=tf.int64)       # steps
         self.best = tf.Variable(self.x)                  # what will be saved: the closest that fools, else the last
         self.closest = tf.Variable(tf.fill([len(faces)], math.inf))
@@ -121,6 +128,17 @@ class Attack:
         steps = int(self.done)
         return Result(self.faces, modified, (says == self.wrong).numpy(), steps + 2, steps)
 
+    def watched(self):
+        """The pictures of the last step as files hold them ([N, 2304] uint8), and what is to be drawn: {name: [N]}.
+
+        Norms are in grey levels; the loss is the course's, cross entropy and, where the attack has one, the penalty.
+        """
+        pictures = Dataset.to_grey(self.asked)
+        norms = distances(self.faces, pictures)
+        return pictures, {"loss": tf.nn.softplus(-self.lead).numpy(),
+                          "probability of the wrong label": tf.sigmoid(self.lead).numpy(),
+                          **{f"noise/{norm}": norms[norm] for norm in ("l2", "l1", "linf")}}
+
     def _loss(self, logits, lead):
         """What DX shall make small: [N], of the net's logits [N, 2] and their lead [N]."""
         return -lead
@@ -138,6 +156,8 @@ class Attack:
             lead = self._lead(logits)
             loss = tf.reduce_sum(self._loss(logits, lead))
         gradient = tape.gradient(loss, self.dx) * self.mask
+        self.asked.assign(saved)
+        self.lead.assign(lead)
         fools = lead > MARGIN
         self._keep(saved, fools)
         dx = self._in_range(self._move(gradient, lead, fools))
@@ -242,6 +262,11 @@ class Misleading(Attack):
 
     def result(self):
         return dataclasses.replace(super().result(), weight=self.weight.numpy())
+
+    def watched(self):
+        pictures, curves = super().watched()
+        penalty = self.weight * PENALTIES[self.norm](self.asked - self.x)
+        return pictures, curves | {"loss": curves["loss"] + penalty.numpy(), "weight": self.weight.numpy()}
 
     def _loss(self, logits, lead):
         if self.settles:

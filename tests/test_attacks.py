@@ -265,6 +265,22 @@ def test_passes_are_counted(name, options, _):
     assert (found.forward, found.backward) == (int(forward), int(backward))
 
 
+def test_the_curves_of_a_step_by_hand():
+    """The second step asks about the first one's DX, in whole grey levels."""
+    net, faces = Linear(1, 40.0), grey_faces(2)
+    attack = Attacks.Misleading(net, faces, [0, 0], "l1", weight=3.0, steps=10)
+    attack.step()
+    noise = np.round(256 * attack.dx.numpy())
+    attack.step()
+    pictures, curves = attack.watched()
+    np.testing.assert_array_equal(pictures, faces + noise)
+    lead = -net(Dataset.to_float(pictures))[:, 1].numpy()
+    np.testing.assert_allclose(curves["probability of the wrong label"], 1 / (1 + np.exp(-lead)), rtol=1e-4)
+    np.testing.assert_allclose(curves["loss"], np.log1p(np.exp(-lead)) + 3.0 * np.abs(noise / 256).mean(1), rtol=1e-4)
+    for order, norm in (2, "l2"), (1, "l1"), (np.inf, "linf"):
+        np.testing.assert_allclose(curves[f"noise/{norm}"], np.linalg.norm(noise, order, axis=1))
+
+
 def test_penalties_are_the_courses_formulas():
     dx = np.random.default_rng(0).normal(size=(3, Dataset.DIM)).astype(np.float32)
     golden = {"l2": (dx**2).mean(1), "l1": np.abs(dx).mean(1), "linf": np.abs(dx).max(1), "none": np.zeros(3)}
