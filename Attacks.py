@@ -51,7 +51,12 @@ class Result:
     @property
     def amplified(self):
         """[N, 2304] uint8: 50 times the size of the noise, cut at 255."""
-        return np.clip(50 * np.abs(self.modified.astype(int) - self.original), 0, 255).astype(np.uint8)
+        return amplify(self.original, self.modified)
+
+
+def amplify(original, modified):
+    """50 times the size of the noise between pictures [N, 2304] uint8, cut at 255."""
+    return np.clip(50 * np.abs(modified.astype(int) - original), 0, 255).astype(np.uint8)
 
 
 def distances(original, modified):
@@ -98,6 +103,8 @@ class Attack:
         self.x = tf.constant(Dataset.to_float(faces))
         self.mask = tf.ones([Dataset.DIM]) if mask is None else tf.constant(_mask(mask), tf.float32)
         self.dx = tf.Variable(tf.zeros_like(self.x))
+        self.asked = tf.Variable(self.x)                 # the pictures of the last step, and their lead
+        self.lead = tf.Variable(tf.zeros([len(faces)]))
         self.done = tf.Variable(0, dtype=tf.int64)       # steps
         self.best = tf.Variable(self.x)                  # what will be saved: the closest that fools, else the last
         self.closest = tf.Variable(tf.fill([len(faces)], math.inf))
@@ -121,6 +128,17 @@ class Attack:
         steps = int(self.done)
         return Result(self.faces, modified, (says == self.wrong).numpy(), steps + 2, steps)
 
+    def watched(self):
+        """The pictures of the last step as files hold them ([N, 2304] uint8), and what is to be drawn: {name: [N]}.
+
+        Norms are in grey levels; the loss is the course's, cross entropy and, where the attack has one, the penalty.
+        """
+        pictures = Dataset.to_grey(self.asked)
+        norms = distances(self.faces, pictures)
+        return pictures, {"loss": tf.nn.softplus(-self.lead).numpy(),
+                          "probability of the wrong label": tf.sigmoid(self.lead).numpy(),
+                          **{f"noise/{norm}": norms[norm] for norm in ("l2", "l1", "linf")}}
+
     def _loss(self, logits, lead):
         """What DX shall make small: [N], of the net's logits [N, 2] and their lead [N]."""
         return -lead
@@ -138,6 +156,8 @@ class Attack:
             lead = self._lead(logits)
             loss = tf.reduce_sum(self._loss(logits, lead))
         gradient = tape.gradient(loss, self.dx) * self.mask
+        self.asked.assign(saved)
+        self.lead.assign(lead)
         fools = lead > MARGIN
         self._keep(saved, fools)
         dx = self._in_range(self._move(gradient, lead, fools))
@@ -199,41 +219,64 @@ def _unit(rows):
     return tf.math.divide_no_nan(rows, tf.norm(rows, axis=1, keepdims=True))
 
 
+def _falling(first, last, steps):
+    """A number that falls from `first` to `last` along half a cosine: a function of the step."""
+    return tf.keras.optimizers.schedules.CosineDecay(first, steps, alpha=last / first)
+
+
 class Misleading(Attack):
     """The course's search (slides "Build an adversarial image"): train the Variable DX, and nothing else.
 
     loss = cross entropy of the net's answer to the wrong label + weight x penalty of DX. Where no weight is given each
-    face looks for its own: it grows by WEIGHT_RATE while the file fools and shrinks while it does not, so DX settles
-    where the net's answer turns (the idea of DDN, Rony et al. 2019). Under linf DX is also kept one grey level inside
-    the smallest noise so far, as the penalty alone moves one pixel at a time.
+    face looks for its own: it grows while the file fools and shrinks while it does not, so DX settles where the net's
+    answer turns (the idea of DDN, Rony et al. 2019).
+
+    Under l2 each weight has a DX where the loss is least as long as the gradient of the cross entropy stays what it is:
+    against that gradient, and of a length that is the inverse of the weight. What a face looks for is this length; DX
+    goes a share of the way there, SHARE at first, less and less along half a cosine, as the length's changes do. Under
+    the other norms, and with a weight given, Adam trains DX. Under linf DX is also kept one grey level inside the
+    smallest noise so far, as the penalty alone moves one pixel at a time.
 
     norm   l2, l1, linf or none: which penalty keeps DX small
     weight of the penalty; None looks for it, face by face
+    rounding  False: the net sees floats, and what it then says of the file is left to chance
     seed   of DX's start, at random within a quarter of a grey level
     """
+    SHARE, LENGTH_RATE = (0.5, 0.05), (0.2, 0.003)  # first and last
     FIRST_WEIGHT = {"l2": 1000.0, "l1": 30.0, "linf": 30.0, "none": 0.0}
     WEIGHT_RATE = 1.05
     LEARNING_RATE = 0.02  # of Adam on DX, in the course's scale: 5 grey levels; falls to zero along half a cosine
 
-    def __init__(self, net, faces, wrong, norm="l2", weight=None, steps=300, mask=None, seed=0):
+    def __init__(self, net, faces, wrong, norm="l2", weight=None, steps=300, rounding=True, mask=None, seed=0):
         super().__init__(net, faces, wrong, steps, mask)
         self.norm, self.stops, self.looks_for_weight = _one_of(norm, PENALTIES), norm == "none", weight is None
+        self.settles, self.rounding = norm == "l2" and weight is None, rounding
         start = tf.random.stateless_uniform(self.x.shape, [seed, 0], -0.25, 0.25) / Dataset.GREY_LEVELS
         self.dx.assign(start * self.mask)
         first = self.FIRST_WEIGHT[norm] if weight is None else float(weight)
         self.weight = tf.Variable(tf.fill([len(faces)], first))
-        rate = tf.keras.optimizers.schedules.CosineDecay(self.LEARNING_RATE, steps)
-        self.optimizer = tf.keras.optimizers.Adam(rate)
+        self.length = tf.Variable(tf.zeros([len(faces)]))
+        self.share, self.length_rate = (_falling(*ends, steps) for ends in (self.SHARE, self.LENGTH_RATE))
+        self.optimizer = tf.keras.optimizers.Adam(_falling(self.LEARNING_RATE, 0.0, steps))
         self.optimizer.build([self.dx])
 
     def result(self):
         return dataclasses.replace(super().result(), weight=self.weight.numpy())
 
+    def watched(self):
+        pictures, curves = super().watched()
+        penalty = self.weight * PENALTIES[self.norm](self.asked - self.x)
+        return pictures, curves | {"loss": curves["loss"] + penalty.numpy(), "weight": self.weight.numpy()}
+
     def _loss(self, logits, lead):
+        if self.settles:
+            return super()._loss(logits, lead)
         cross_entropy = tf.nn.sparse_softmax_cross_entropy_with_logits(self.wrong, logits)
         return cross_entropy + self.weight * PENALTIES[self.norm](self.dx)
 
     def _move(self, gradient, lead, fools):
+        if self.settles:
+            return self._settle(gradient, lead, fools)
         self.optimizer.apply_gradients([(gradient, self.dx)])
         if not self.looks_for_weight:
             return self.dx
@@ -242,6 +285,19 @@ class Misleading(Attack):
             return self.dx
         reach = self.closest[:, None] - 1.0 / Dataset.GREY_LEVELS
         return tf.clip_by_value(self.dx, -reach, reach)
+
+    def _settle(self, gradient, lead, fools):
+        """DX a share of the way to -length x the gradient's direction; without a length yet, that of a linear net."""
+        slope = tf.norm(gradient, axis=1)
+        rate = 1.0 + self.length_rate(self.done)
+        length = tf.where(self.done == 0, tf.math.divide_no_nan(tf.abs(lead), slope),
+                          self.length * tf.where(fools, 1.0 / rate, rate))
+        # One pixel's grey level is the least noise, all pixels from black to white the most.
+        self.length.assign(tf.clip_by_value(length, 1.0 / Dataset.GREY_LEVELS, Dataset.SIDE))
+        # Where both labels are alike, the cross entropy is half as steep as the lead.
+        self.weight.assign(0.25 * Dataset.DIM * slope / self.length)
+        share = self.share(self.done)
+        return (1.0 - share) * self.dx - share * self.length[:, None] * _unit(gradient)
 
 
 def _one_of(norm, known):
@@ -372,8 +428,7 @@ class CarliniWagner(Attack):
         self.constant = tf.Variable(tf.fill([len(faces)], self.FIRST_CONSTANT))
         self.low, self.high = (tf.Variable(tf.fill([len(faces)], bound)) for bound in (0.0, math.inf))
         self.fooled = tf.Variable(tf.fill([len(faces)], False))  # in this search
-        self.optimizer = tf.keras.optimizers.Adam(
-            tf.keras.optimizers.schedules.CosineDecay(self.LEARNING_RATE, self.round))
+        self.optimizer = tf.keras.optimizers.Adam(_falling(self.LEARNING_RATE, 0.0, self.round))
         self.optimizer.build([self.w])
 
     def _loss(self, logits, lead):
@@ -411,7 +466,7 @@ class DDN(Attack):
     def __init__(self, net, faces, wrong, steps=300, rounding=True, mask=None):
         super().__init__(net, faces, wrong, steps, mask)
         self.rounding = rounding
-        self.rate = tf.keras.optimizers.schedules.CosineDecay(1.0, steps, alpha=0.01)
+        self.rate = _falling(1.0, 0.01, steps)
         self.length = tf.Variable(tf.fill([len(faces), 1], self.FIRST_NORM))
 
     def _move(self, gradient, lead, fools):
@@ -430,7 +485,7 @@ class SigmaZero(Attack):
 
     def __init__(self, net, faces, wrong, steps=300, mask=None):
         super().__init__(net, faces, wrong, steps, mask)
-        self.rate = tf.keras.optimizers.schedules.CosineDecay(1.0, steps, alpha=0.1)
+        self.rate = _falling(1.0, 0.1, steps)
         self.threshold = tf.Variable(tf.fill([len(faces), 1], self.FIRST_THRESHOLD))
         self.optimizer = tf.keras.optimizers.Adam(self.rate)
         self.optimizer.build([self.dx])

@@ -3,6 +3,7 @@
     python Main_adversarial.py face.png woman
     python Main_adversarial.py face.png woman --norm linf --box 12,12,24,24
     python Main_adversarial.py face.png woman --attack pgd --radius 4
+    python Main_adversarial.py face.png woman --logs logs/adv      and watch: tensorboard --logdir logs
 
 Writes adv_<name>_ori, _mod and _amp (the noise 50 times amplified) as .raw and .png, and the three side by side.
 """
@@ -12,10 +13,12 @@ import Console  # first: it silences TensorFlow's start
 
 import dataclasses
 import json
+import math
 import time
 from pathlib import Path
 from typing import Annotated
 
+import tensorflow as tf
 from PIL import Image
 
 import Attacks
@@ -26,6 +29,7 @@ from DataBases import photo
 
 ATTACK_OPTIONS = sorted(set().union(*map(Attacks.options, Attacks.ATTACKS)))
 ADVICE = {"steps": "more --steps", "weight": "a smaller --weight", "radius": "a larger --radius"}
+PICTURES = 50  # in TensorBoard's slider, beside the saved one
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +48,7 @@ class Options:
     steps: Annotated[int | None, dict(help="all but fgsm: training steps of DX (default: dx, ddn, sigma-zero and jsma "
                                       "300, cw 500, deepfool 50, pgd 40)", low=1)] = None
     random_start: Annotated[bool | None, dict(help="pgd: begin anywhere in the ball")] = None
-    rounding: Annotated[bool | None, dict(help="ddn: show the net the rounded picture (default: yes)")] = None
+    rounding: Annotated[bool | None, dict(help="dx, ddn: show the net the rounded picture (default: yes)")] = None
     box: Annotated[str | None, dict(help="rectangle in pixels outside of which not a bit changes",
                                     metavar="X,Y,W,H")] = None
     checkpoint: Annotated[str | None, dict(help="folder or prefix; by default the newest training under checkpoints/, "
@@ -52,6 +56,8 @@ class Options:
     out: Annotated[str, dict(help="folder of what is written", metavar="DIR")] = "."
     name: Annotated[str | None, dict(help="<name> of the files, by default that of the picture",
                                      metavar="NOM1_NOM2")] = None
+    logs: Annotated[str | None, dict(help="folder in which TensorBoard finds how the noise grew, step by step",
+                                     metavar="DIR")] = None
     json: Annotated[bool, dict(help="one JSON document on stdout, nothing else")] = False
     show: Annotated[bool, dict(help="open the strip in a window where there is a display")] = True
     seed: Annotated[int | None, dict(help="dx, pgd: of DX's start (default: 0)", low=0, high=2**31)] = None
@@ -75,7 +81,7 @@ def main(argv=None):
 
     started = time.monotonic()
     attack = Attacks.build(options.attack, net, face.grey.reshape(1, -1), [wrong], mask, **given)
-    found = search(attack)
+    found = search(attack, options.logs and Path(options.logs) / f"adv_{name}")
     seconds = time.monotonic() - started
     paths = write(found, Path(options.out) / f"adv_{name}")
     report = describe(net, found, paths, wrong) | {
@@ -96,6 +102,9 @@ def main(argv=None):
     else:
         print_report(options, before, after, report)
         print(shown, file=sys.stderr)
+        if options.logs:
+            print(f"steps written; to watch the noise grow: tensorboard --samples_per_plugin images={PICTURES + 1} "
+                  f"--logdir {options.logs}", file=sys.stderr)
     return 0 if report["fools"] else 1
 
 
@@ -107,12 +116,35 @@ def parse_box(text):
     return x, y, width, height
 
 
-def search(attack):
+def search(attack, logs=None):
+    """Run the attack, its steps shown by a bar and, with a folder `logs`, written for TensorBoard: its Result."""
     progress = Console.Progress(attack.steps)
-    for state in attack.run():
-        progress.update(state["step"], "fools" if state["fooled"] else "does not fool yet")
-    progress.clear()
-    return attack.result()
+    writer = tf.summary.create_file_writer(str(logs)) if logs else tf.summary.create_noop_writer()
+    with writer.as_default():
+        for state in attack.run():
+            progress.update(state["step"], "fools" if state["fooled"] else "does not fool yet")
+            if logs:
+                log_step(attack, state["step"])
+        progress.clear()
+        found = attack.result()
+        if logs:
+            log_pictures(attack.faces, found.modified, found.backward + 1)
+    writer.close()
+    return found
+
+
+def log_step(attack, step):
+    """Write what the step asked the net about: its curves and, of PICTURES of all steps, the picture."""
+    pictures, curves = attack.watched()
+    for name, (value,) in curves.items():
+        tf.summary.scalar(name, value, step)
+    if (step - 1) % math.ceil(attack.steps / PICTURES) == 0:
+        log_pictures(attack.faces, pictures, step)
+
+
+def log_pictures(faces, pictures, step):
+    for name, picture in ("picture", pictures), ("noise, 50 times", Attacks.amplify(faces, pictures)):
+        tf.summary.image(name, picture.reshape(1, Dataset.SIDE, Dataset.SIDE, 1), step)
 
 
 def write(found, stem):

@@ -133,16 +133,6 @@ def steepest(linear):
     return net.w.numpy()[:, 0] * (2 * wrong[0] - 1)
 
 
-def test_linear_net_l2_is_near_the_closed_form():
-    net, faces = Linear(1), grey_faces(6)
-    wrong = 1 - tf.argmax(net(Dataset.to_float(faces)), 1).numpy()
-    found = mislead(net, faces, wrong, norm="l2")
-    ratio = Attacks.distances(faces, found.modified)["l2"] / least_noise(net, faces, "l2")
-    assert found.fools.all()
-    # Rounding to whole grey levels costs: the least noise spreads fractions of a level over all pixels.
-    assert np.all(ratio > 0.99) and np.median(ratio) < 1.5
-
-
 def test_linear_net_linf_is_the_closed_form_rounded_up():
     net, faces = Linear(2), grey_faces(6)
     wrong = 1 - tf.argmax(net(Dataset.to_float(faces)), 1).numpy()
@@ -183,7 +173,7 @@ def test_linear_net_deepfool_is_the_closed_form(linear):
     np.testing.assert_allclose(noise, golden, atol=1e-5)
 
 
-@pytest.mark.parametrize("name, most", [("deepfool", 1.03), ("cw", 1.03), ("ddn", 1.03)])
+@pytest.mark.parametrize("name, most", [("dx", 1.03), ("deepfool", 1.03), ("cw", 1.03), ("ddn", 1.03)])
 def test_linear_net_files_are_near_the_least_l2(linear, name, most):
     found = mislead(*linear, name)
     ratio = Attacks.distances(linear[1], found.modified)["l2"] / least_noise(*linear[:2], "l2")
@@ -198,9 +188,10 @@ def test_linear_net_cw_closes_in_on_the_least_constant(linear):
     assert np.all(attack.low < 1.02 * least) and np.all(attack.high < 2 * least) and np.all(attack.high > 0.8 * least)
 
 
-def test_ddn_without_rounding_leaves_what_the_file_says_to_chance(linear):
+@pytest.mark.parametrize("name", ["dx", "ddn"])
+def test_without_rounding_what_the_file_says_is_left_to_chance(linear, name):
     """Its floats are nearer than any file that fools; rounding moves the answer either way, and that is said."""
-    attack = search("ddn", *linear, rounding=False)
+    attack = search(name, *linear, rounding=False)
     found = attack.result()
     least = least_noise(*linear[:2], "l2")
     assert np.all(np.isfinite(attack.closest))
@@ -208,7 +199,22 @@ def test_ddn_without_rounding_leaves_what_the_file_says_to_chance(linear):
     np.testing.assert_allclose(noise, least, rtol=5e-3)
     says = tf.argmax(linear[0](Dataset.to_float(found.modified)), 1).numpy()
     np.testing.assert_array_equal(found.fools, says == linear[2])
-    assert mislead(*linear, "ddn", rounding=True).fools.all() and not found.fools.all()
+    assert mislead(*linear, name, rounding=True).fools.all() and not found.fools.all()
+
+
+@pytest.mark.parametrize("steps", [60, 300])
+def test_linear_net_the_weight_that_is_found_makes_the_least_noise_the_least_loss(linear, steps):
+    """Where both labels are alike, cross entropy falls at |w| / 2 and the penalty rises at 2 weight |DX| / 2304."""
+    least = least_noise(*linear[:2], "l2") / 256
+    golden = 0.5 * np.linalg.norm(linear[0].w) / (2 * least / Dataset.DIM)
+    np.testing.assert_allclose(mislead(*linear, steps=steps).weight, golden, rtol=0.05)
+
+
+@pytest.mark.parametrize("scale", [0.01, 100.0])
+def test_the_search_of_l2_does_not_depend_on_the_scale_of_the_logits(linear, scale):
+    net, faces, wrong = linear
+    scaled, plain = (mislead(ask, faces, wrong).modified for ask in (lambda x: scale * net(x), net))
+    np.testing.assert_allclose(*(Attacks.distances(faces, files)["l2"] for files in (scaled, plain)), rtol=0.02)
 
 
 def rooms(linear):
@@ -257,6 +263,22 @@ def test_passes_are_counted(name, options, _):
 
     found = mislead(lambda x: net(counted(x)), faces, wrong, name, **few_steps(name, options))
     assert (found.forward, found.backward) == (int(forward), int(backward))
+
+
+def test_the_curves_of_a_step_by_hand():
+    """The second step asks about the first one's DX, in whole grey levels."""
+    net, faces = Linear(1, 40.0), grey_faces(2)
+    attack = Attacks.Misleading(net, faces, [0, 0], "l1", weight=3.0, steps=10)
+    attack.step()
+    noise = np.round(256 * attack.dx.numpy())
+    attack.step()
+    pictures, curves = attack.watched()
+    np.testing.assert_array_equal(pictures, faces + noise)
+    lead = -net(Dataset.to_float(pictures))[:, 1].numpy()
+    np.testing.assert_allclose(curves["probability of the wrong label"], 1 / (1 + np.exp(-lead)), rtol=1e-4)
+    np.testing.assert_allclose(curves["loss"], np.log1p(np.exp(-lead)) + 3.0 * np.abs(noise / 256).mean(1), rtol=1e-4)
+    for order, norm in (2, "l2"), (1, "l1"), (np.inf, "linf"):
+        np.testing.assert_allclose(curves[f"noise/{norm}"], np.linalg.norm(noise, order, axis=1))
 
 
 def test_penalties_are_the_courses_formulas():

@@ -1,5 +1,6 @@
 """The entry scripts as a user runs them, each in a process of its own."""
 import json
+import math
 import os
 import signal
 import subprocess
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import Attacks
 import Console
@@ -210,6 +212,48 @@ def test_json_of_a_named_attack(in_folder, checkpoint, capsys, arguments, norm, 
     assert "weight" not in report
     if reached:
         assert 0 < report["grey_levels"][norm] <= reached
+
+
+@pytest.mark.parametrize("attack", ["dx", "deepfool"])
+def test_the_logs_of_an_attack_show_the_noise_grow(in_folder, checkpoint, capsys, attack):
+    Dataset.read_faces(write_database(in_folder, "some", 4))[0].tofile("man.raw")
+    assert call(Main_adversarial, "man.raw", "1", "--checkpoint", checkpoint, "--attack", attack, "--steps", "100",
+                "--logs", "logs", "--json") == 0
+    report = json.loads(capsys.readouterr().out)
+    events = EventAccumulator("logs/adv_man", {"tensors": 0})
+    events.Reload()
+    curves = {tag: [float(tf.make_ndarray(event.tensor_proto)) for event in events.Tensors(tag)]
+              for tag in events.Tags()["tensors"] if tag not in ("picture", "noise, 50 times")}
+    assert set(curves) == {"loss", "probability of the wrong label", "noise/l2", "noise/l1", "noise/linf"} \
+        | ({"weight"} if attack == "dx" else set())
+    assert {len(values) for values in curves.values()} == {report["steps"]}
+    assert curves["probability of the wrong label"][0] == pytest.approx(report["before"]["probability_of_wrong_label"],
+                                                                      abs=1e-5)
+    assert curves["noise/l2"][0] == 0 < curves["noise/l2"][-1]
+    pictures = {event.step: decode(event) for event in events.Tensors("picture")}
+    noises = {event.step: decode(event) for event in events.Tensors("noise, 50 times")}
+    last = max(pictures)
+    assert last == report["steps"] + 1 and len(pictures) == math.ceil(report["steps"] / 2) + 1
+    ori, mod = (np.fromfile(report["paths"][kind], np.uint8).astype(int) for kind in ("ori", "mod"))
+    np.testing.assert_array_equal(pictures[1], ori)
+    np.testing.assert_array_equal(pictures[last], mod)
+    assert list(noises) == list(pictures)
+    for step, picture in pictures.items():
+        np.testing.assert_array_equal(noises[step], np.clip(50 * abs(picture - ori), 0, 255))
+        if step < last:
+            assert np.linalg.norm(picture - ori) == pytest.approx(curves["noise/l2"][step - 1])
+
+
+def decode(event):
+    """The picture of an event, [2304] int."""
+    return tf.io.decode_png(tf.make_ndarray(event.tensor_proto)[2]).numpy().reshape(-1).astype(int)
+
+
+def test_an_attack_without_logs_writes_none(in_folder, checkpoint, capsys):
+    Dataset.read_faces(write_database(in_folder, "some", 4))[0].tofile("man.raw")
+    call(Main_adversarial, "man.raw", "1", "--checkpoint", checkpoint, "--attack", "fgsm")
+    assert not [path for path in in_folder.rglob("*") if path.is_dir() or "event" in path.name]
+    assert "tensorboard" not in capsys.readouterr().err
 
 
 def test_advice_names_options_that_the_attack_takes(in_folder, checkpoint, capsys):

@@ -1,0 +1,105 @@
+"""The bench of attacks counts right: found, files, repaired, false reports and passes, of answers known by hand."""
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import Dataset
+from benchmarks import attacks as bench
+from conftest import write_database
+from test_attacks import Linear, grey_faces
+
+
+def first_pixel(x):
+    """Says woman where the first pixel is above 100.4 grey levels."""
+    lead = 256 * x[:, :1] + 128 - 100.4
+    return tf.concat([-lead, lead], axis=1)
+
+
+def test_what_becomes_of_pictures_by_hand():
+    faces = np.full((5, Dataset.DIM), 100, np.uint8)
+    pictures = faces / 255
+    pictures[0, 0] = 100.45 / 255      # fools, its file does not; 11 repairs of 0.5 % later it is 100.5 and more
+    pictures[1, 7] = np.nan
+    pictures[2] = 0.0                  # black, and called a man
+    pictures[3, 0] = 1.5               # outside; its file is white there
+    pictures[4, 0] = 101 / 255         # as it should be
+    wrong = np.ones(5, int)
+    row = bench.judge(first_pixel, faces, wrong, pictures, reported=np.array([True, True, True, True, False]))
+    assert row == {"found": 0.4, "l2": np.inf, "files": 0.4, "files_l2": pytest.approx(78 / 255), "repaired": 0.6,
+                   "repaired_l2": pytest.approx(155 / 255), "nan": 1, "black": 1, "outside": 1, "false": 3}
+    found = bench.judge(first_pixel, faces[4:], wrong[4:], pictures[4:], reported=np.array([True]))
+    assert found["l2"] == pytest.approx(1 / 255) and found["false"] == 0
+
+
+def test_repair_takes_the_first_scale_whose_file_fools():
+    face, noise = np.full((1, Dataset.DIM), 100, np.uint8), np.zeros((1, Dataset.DIM))
+    noise[0, :2] = 0.45 / 255, 0.6 / 255  # the second pixel is rounded up at once, the first from a scale of 1.112 on
+    wrong = np.array([1])
+    assert bench.far(first_pixel, face, wrong, noise, [1.0, 1.1]) == np.inf
+    np.testing.assert_allclose(bench.far(first_pixel, face, wrong, noise, bench.REPAIRS), np.sqrt(2) / 255)
+
+
+def contest(monkeypatch, attack, passes=10):
+    monkeypatch.setitem(bench.CONTESTANTS, "theirs", (attack, [{}]))
+    faces = grey_faces(3)
+    return bench.compete("theirs", {}, Linear(1, 40.0), faces, np.zeros(3, int), passes)
+
+
+def test_a_crash_is_reported(monkeypatch):
+    def crash(*_):
+        raise KeyError("no\nsuch")
+    assert bench.line(contest(monkeypatch, crash)) == r"crashed: KeyError: 'no\nsuch'"
+
+
+def test_passes_are_counted_a_face(monkeypatch):
+    def ask(net, faces, wrong, passes, settings):
+        x = tf.constant(Dataset.to_float(faces))
+        for _ in range(passes):
+            with tf.GradientTape() as tape:
+                tape.watch(x)
+                answer = net(x)
+            tape.gradient(answer, x)
+        net(x[:1])  # a third of the faces
+        return faces / 255, np.zeros(3, bool)
+    row = contest(monkeypatch, ask)
+    assert (row.forward, row.backward) == (10 + 1 / 3, 10)
+    assert (row.found, row.files, row.false) == (0.0, 0.0, 0)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name, toolkit, most", [
+    ("dx", "tensorflow", 1.02), ("dx, floats", "tensorflow", 1.01), ("Foolbox DDN", "foolbox", 1.1),
+    ("Foolbox C&W", "foolbox", 1.1), ("Foolbox DeepFool", "foolbox", 1.1), ("ART C&W", "art", 1.2),
+    ("ART DeepFool", "art", 1.1)])
+def test_contestants_come_near_the_least_noise_of_a_linear_net_within_their_budget(name, toolkit, most):
+    pytest.importorskip(toolkit)
+    net, faces = Linear(1, 40.0), grey_faces(4)
+    wrong = 1 - net(Dataset.to_float(faces)).numpy().argmax(1)
+    row = bench.compete(name, bench.CONTESTANTS[name][1][0], net, faces, wrong, 200)
+    least = np.abs(net(Dataset.to_float(faces))[:, 1]) / np.linalg.norm(net.w) * 256 / 255
+    assert row.found == row.repaired == 1.0 and row.false == 0
+    assert 0.99 < row.l2 / np.median(least) < most
+    assert row.forward <= 202 and 0 < row.backward <= 202
+
+
+def test_the_grid_by_hand():
+    assert bench.grid({"a": 1, "b": 2}, a=[1, 3], b=[4]) == [{"a": 1, "b": 2}, {"a": 3, "b": 2}, {"a": 1, "b": 4}]
+
+
+def test_the_race_ends_where_the_rival_was(capsys):
+    net, faces = Linear(1, 40.0), grey_faces(3)
+    wrong = 1 - net(Dataset.to_float(faces)).numpy().argmax(1)
+    bench.race(net, faces, wrong, "dx", {}, "repaired_l2", goal=100.0, seconds=1e9)
+    assert capsys.readouterr().out.endswith("; Foolbox DDN 100.0000 after 500, 1000000000.0 s: 0.00 of its time\n")
+
+
+def test_the_table(tmp_path, checkpoint, capsys):
+    database = write_database(tmp_path, "faces", 20)
+    bench.main(["--database", str(database), "--checkpoint", str(checkpoint), "--faces", "4", "--passes", "30",
+                "--attacks", "dx", "ddn"])
+    first, head, _, *rows = capsys.readouterr().out.splitlines()
+    assert first == "4 faces"
+    assert [row.split(" | ")[0] for row in rows] == ["| dx", "| ddn"]
+    for row in rows:
+        assert row.count("|") == head.count("|")
+        assert row.split(" | ")[12:14] == ["32", "30"] and row.split(" | ")[4] == "100.0 %"
