@@ -1,0 +1,250 @@
+"""Curves of accuracy against distance: the numbers by hand and in closed form, what is resumed, and the messages."""
+import csv
+import json
+import math
+import sys
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import Attacks
+import Console
+import Dataset
+import Main_robustness
+import Robustness
+from conftest import write_database
+from test_attacks import Linear, grey_faces, least_noise
+
+
+def least(net, faces, labels, attack, norm, radii=(), **options):
+    search = Robustness.least_distances(net, faces, labels, attack, norm, radii, **options)
+    while True:
+        try:
+            next(search)
+        except StopIteration as end:
+            return end.value
+
+
+class Net(Linear):
+    description = "{}"
+
+    def __init__(self, seed):
+        super().__init__(seed, 40.0)
+        self.w = tf.Variable(self.w)
+
+
+@pytest.fixture(scope="module")
+def linear():
+    """A linear net, six faces that it calls a woman, and their labels, all but the last two right."""
+    return Net(1), grey_faces(6), np.array([1, 1, 1, 1, 0, 0])
+
+
+@pytest.mark.parametrize("attack", ["dx", "deepfool", "ddn"])
+def test_a_search_tells_the_closed_form_distance_and_none_where_the_net_errs(linear, attack):
+    distance = least(*linear, attack, "l2")
+    golden = least_noise(*linear[:2], "l2")[:4]
+    assert np.all(distance[:4] > 0.999 * golden) and np.all(distance[:4] < 1.5 * golden)
+    np.testing.assert_array_equal(distance[4:], 0.0)
+
+
+@pytest.mark.parametrize("attack", ["fgsm", "pgd"])
+def test_a_ball_is_searched_radius_by_radius(linear, attack):
+    radii = [2, 5, 6, 7]
+    golden = [next(radius for radius in radii if radius >= needed) for needed in least_noise(*linear[:2], "linf")[:4]]
+    np.testing.assert_array_equal(least(*linear, attack, "linf", radii), [*golden, 0, 0])
+    np.testing.assert_array_equal(least(*linear, attack, "linf", [2, 3]), [math.inf] * 4 + [0, 0])
+
+
+@pytest.mark.parametrize("norm, radius", [("l2", 400.0), ("l1", 9000.0), ("l1", 19000.0), ("linf", 7.0)])
+@pytest.mark.parametrize("attack", Robustness.BALLS)
+def test_every_ball_lies_inside_the_distance(linear, attack, norm, radius):
+    distance = least(*linear, attack, norm, [radius])
+    assert np.all((distance <= radius) | np.isinf(distance))
+    if norm == "linf" or attack == "pgd" and radius != 9000.0:
+        assert np.all(np.isfinite(distance))
+
+
+def test_a_radius_that_no_file_can_hold_asks_no_attack(linear):
+    np.testing.assert_array_equal(least(*linear, "fgsm", "l2", [47.9]), [math.inf] * 4 + [0, 0])
+
+
+def test_the_closest_is_kept_in_the_distance_asked_for(linear):
+    near = least(*linear, "sigma-zero", "l2", steps=60)[:4]
+    attack = Attacks.SigmaZero(linear[0], linear[1][:4], [0] * 4, 60)
+    for _ in attack.run():
+        pass
+    found = attack.result()
+    sparse = Attacks.distances(found.original, found.modified)["l2"]
+    assert np.all(near <= sparse) and np.any(near < sparse)
+
+
+DISTANCES = {"a": {"dx": np.array([0.0, 3.0, 5.0, math.inf]), "pgd": np.array([0.0, 4.0, math.inf, 2.0]),
+                   "robust": np.array([0.0, 3.0, 5.0, 2.0])}}
+
+
+def test_accuracy_by_hand():
+    assert [Robustness.accuracy(DISTANCES["a"]["dx"], radius) for radius in (0, 2.9, 3, 5, 99)] == [
+        0.75, 0.75, 0.5, 0.25, 0.25]
+
+
+def test_table_by_hand():
+    assert "\n".join(Robustness.table(DISTANCES, "l2", (51, 2.5, 4))) == """\
+L2 in grey levels               0    2.5      4     51  median
+L2 of a 0..1 image          0.000  0.010  0.016  0.200
+a                   dx      75.00  75.00  50.00  25.00     4.0
+a                   pgd     75.00  50.00  25.00  25.00     3.0
+a                   robust  75.00  50.00  25.00   0.00     2.5"""
+
+
+def test_values_by_hand():
+    lines = Robustness.sheet_of_values(DISTANCES, "linf", (4,)).splitlines()
+    assert lines[0] == "checkpoint,attack,norm,radius_grey_levels,radius_unit_interval,faces,correct,accuracy"
+    assert lines[1:3] == ["a,dx,linf,0,0,4,3,0.75", "a,dx,linf,4,0.0156863,4,2,0.5"]
+    assert lines[5:] == ["a,robust,linf,0,0,4,3,0.75", "a,robust,linf,4,0.0156863,4,1,0.25"]
+
+
+def test_the_curve_is_drawn_through_every_loss():
+    pytest.importorskip("matplotlib")
+    picture = Robustness.plot(DISTANCES, "l2", (6,))
+    assert picture.size == (960, 600)
+    assert np.asarray(picture.convert("L")).std() > 10
+
+
+def test_robust_is_the_least_of_all_attacks_and_parts_join(linear, tmp_path):
+    attacks = {"deepfool": {}, "fgsm": {}}
+    bench = Robustness.Bench({"linear": linear[0]}, *linear[1:], attacks, "linf", [6, 5, 7], tmp_path, 4)
+    assert (bench.total, bench.done) == (12, 0)
+    for _ in bench.run():
+        pass
+    assert bench.done == 12
+    found = bench.distances()["linear"]
+    for attack in attacks:
+        np.testing.assert_array_equal(found[attack], least(*linear, attack, "linf", [5, 6, 7]))
+    np.testing.assert_array_equal(found["robust"], np.minimum(found["deepfool"], found["fgsm"]))
+
+
+CHANGES = {
+    "weights": dict(nets={"linear": Net(2)}), "faces": dict(faces=grey_faces(6)[::-1]),
+    "labels": dict(labels=np.ones(6, int)), "options": dict(attacks={"fgsm": {}, "ddn": {"steps": 9}}),
+    "distance": dict(norm="l2"), "radii": dict(radii=[4.0]),
+}
+
+
+@pytest.mark.parametrize("change, left", [(change, 6 if name in ("options", "radii") else 12)
+                                          for name, change in CHANGES.items()], ids=CHANGES.keys())
+def test_what_changed_is_measured_anew_and_nothing_else(linear, tmp_path, change, left):
+    given = dict(nets={"linear": linear[0]}, faces=linear[1], labels=linear[2],
+                 attacks={"fgsm": {}, "ddn": {"steps": 3}}, norm="linf", radii=[5.0], out=tmp_path, batch=6)
+    for _ in Robustness.Bench(**given).run():
+        pass
+    assert Robustness.Bench(**given | {"nets": {"another name": linear[0]}}).done == 12
+    bench = Robustness.Bench(**given | change)
+    assert bench.total - bench.done == left
+
+
+@pytest.fixture
+def run(in_folder, capsys, monkeypatch):
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["Main_robustness.py"])
+        code = Console.run(Main_robustness.main, [str(argument) for argument in arguments])
+        return code, *capsys.readouterr()
+    return run
+
+
+@pytest.fixture
+def few(in_folder):
+    return write_database(in_folder, "few", 10, seed=3)
+
+
+def test_table_files_and_picture(run, few, checkpoint):
+    pytest.importorskip("matplotlib")
+    code, out, err = run(few, "--checkpoint", checkpoint, "--attack", "ddn", "fgsm", "--steps", "30", "--faces", "8",
+                         "--radii", "200", "400", "--batch-size", "5")
+    assert code == 0
+    lines = out.splitlines()
+    assert lines[0] == f"accuracy in % of 8 faces of {few}, by L2 distance of the saved files"
+    written = _read("robustness/robustness_l2.csv")
+    assert [line.split()[-5:-1] for line in lines[3:]] == [
+        [row, *(f"{100 * share:.2f}" for share in shares)] for row, shares in written.items()]
+    assert err == ("table saved as robustness/robustness_l2.csv\n"
+                   "picture saved as robustness/robustness_l2.png\n")
+
+
+def _read(path):
+    """{attack: accuracies by ascending radius} of a CSV of one net."""
+    shares = {}
+    with open(path, newline="") as file:
+        for row in csv.DictReader(file):
+            assert int(row["correct"]) / int(row["faces"]) == float(row["accuracy"])
+            assert float(row["radius_unit_interval"]) == pytest.approx(float(row["radius_grey_levels"]) / 255, rel=1e-4)
+            shares.setdefault(row["attack"], []).append(float(row["accuracy"]))
+    return shares
+
+
+def test_interrupted_it_says_how_to_go_on_and_repeats_nothing(run, few, checkpoint, in_folder, monkeypatch):
+    asked = []
+
+    def build(name, net, faces, wrong, stop=3, **options):
+        asked.append(len(faces))
+        if len(asked) == stop:
+            raise KeyboardInterrupt
+        return whole(name, net, faces, wrong, **options)
+
+    whole = Attacks.build
+    command = [few, "--checkpoint", checkpoint, "--attack", "ddn", "--steps", "20", "--batch-size", "3"]
+    monkeypatch.setattr(Attacks, "build", build)
+    code, out, err = run(*command)
+    assert code == 130
+    assert out == "\ninterrupted at 6 of 10 faces, and saved in robustness; the same command goes on\n"
+    assert not list(in_folder.glob("robustness/*.*"))
+    code, out, _ = run(*command)
+    assert code == 0 and len(asked) == 5  # one of them broken off, and again
+    again = run(*command)
+    assert again[:2] == (0, out) and len(asked) == 5
+    fresh = run(*command, "--out", "fresh")
+    assert fresh[1] == out and len(asked) == 9
+
+
+def test_without_matplotlib_a_line_says_how_to_get_it(run, few, checkpoint, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    code, _, err = run(few, "--checkpoint", checkpoint, "--attack", "fgsm", "--norm", "linf", "--radii", "9")
+    assert code == 0
+    assert err == ("table saved as robustness/robustness_linf.csv\n"
+                   'no picture without Matplotlib: pip install ".[plots]"\n')
+
+
+MISTAKES = {
+    "no such database": (["elsewhere.bin"], "elsewhere.bin: expected a name such as 10k"),
+    "too many faces": (["FEW", "--faces", "11"], "data_few.bin: 11 faces asked for, it holds 10"),
+    "unknown attack": (["FEW", "--attack", "magic"], "invalid choice: 'magic'"),
+    "norm without a distance": (["FEW", "--norm", "none"], "invalid choice: 'none'"),
+    "radius below a grey level": (["FEW", "--radii", "0.5"], "--radii: 0.5: expected 1 or more"),
+    "steps of none": (["FEW", "--attack", "fgsm", "--steps", "4"], "--steps 4: fgsm has no steps; leave it out"),
+    "folder that is a file": (["FEW", "--out", "FEW"], "data_few.bin: the folder cannot be written"),
+}
+
+
+@pytest.mark.parametrize("arguments, words", MISTAKES.values(), ids=MISTAKES.keys())
+def test_mistakes_are_one_line(run, few, checkpoint, in_folder, arguments, words):
+    before = sorted(in_folder.rglob("*"))
+    arguments = [few if argument == "FEW" else argument for argument in arguments]
+    code, out, err = run(*arguments, "--checkpoint", checkpoint)
+    assert (code, out) == (2, "") and err.count("\n") == 1 and words in err, err
+    assert sorted(in_folder.rglob("*")) == before
+
+
+def test_no_such_net(run, few):
+    code, out, err = run(few, "--checkpoint", "nowhere")
+    assert (code, out) == (2, "") and "nowhere: no checkpoint" in err
+
+
+@pytest.mark.parametrize("content", ["{", "[1, 2]", '["a"]', ""])
+def test_a_damaged_part_is_named(run, few, checkpoint, in_folder, content):
+    command = [few, "--checkpoint", checkpoint, "--attack", "fgsm", "--norm", "linf", "--radii", "9"]
+    run(*command)
+    (part,) = in_folder.glob("robustness/parts/*.json")
+    assert len(json.loads(part.read_text())) == 10
+    part.write_text(content)
+    code, out, err = run(*command)
+    assert (code, out) == (2, "") and f"parts/{part.name}: damaged; expected 10 distances; delete it" in err
