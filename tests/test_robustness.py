@@ -1,5 +1,8 @@
-"""Curves of accuracy against distance: the numbers by hand and in closed form, what is resumed, and the messages."""
+"""Curves of accuracy against distance: the numbers by hand and in closed form, what is resumed, and the messages.
+
+And adversarial training: what it is shown, and that it makes a net harder to mislead."""
 import csv
+import dataclasses
 import json
 import math
 import sys
@@ -11,10 +14,14 @@ import tensorflow as tf
 import Attacks
 import Console
 import Dataset
+import Main
 import Main_robustness
+import Models
 import Robustness
+import Training
 from conftest import write_database
 from test_attacks import Linear, grey_faces, least_noise
+from test_training import RECIPE, assert_same, finish, interrupt_at, trainer
 
 
 def least(net, faces, labels, attack, norm, radii=(), **options):
@@ -248,3 +255,89 @@ def test_a_damaged_part_is_named(run, few, checkpoint, in_folder, content):
     part.write_text(content)
     code, out, err = run(*command)
     assert (code, out) == (2, "") and f"parts/{part.name}: damaged; expected 10 distances; delete it" in err
+
+
+# Adversarial training
+
+@pytest.mark.parametrize("radius", [3.0, 200.0, 2000.0])
+def test_pushed_faces_stay_in_the_ball_and_the_range_and_raise_the_loss(checkpoint, radius):
+    net = Models.load(checkpoint)[0]
+    faces = np.random.default_rng(0).integers(0, 256, (12, Dataset.DIM), np.uint8)
+    x, wrong = tf.constant(Dataset.to_float(faces)), np.arange(12) % 2
+    pushed = Attacks.push(net, x, wrong, radius / 256, 3, (0, 1))
+    assert np.all(256 * np.linalg.norm(pushed - x, axis=1) <= 1.0001 * radius)
+    assert np.min(pushed) >= Dataset.BLACK and np.max(pushed) <= Dataset.WHITE
+    rise = [tf.gather(net(picture), wrong, batch_dims=1) - tf.gather(net(picture), 1 - wrong, batch_dims=1)
+            for picture in (x, pushed)]
+    assert np.all(rise[1] > rise[0])
+
+
+def test_pushed_faces_of_a_linear_net_go_along_its_weights(linear):
+    """From a random point of the ball three steps end near the furthest: the lead falls by radius x |w|."""
+    net, faces, _ = linear
+    x = tf.constant(Dataset.to_float(faces))
+    fall = net(x)[:, 1] - net(Attacks.push(net, x, [0] * 6, 1.0, 3, (0, 1)))[:, 1]
+    assert np.all(fall > 0.94 * np.linalg.norm(net.w)) and np.all(fall <= 1.0001 * np.linalg.norm(net.w))
+
+
+ADVERSARIAL = dataclasses.replace(RECIPE, adversarial=400.0, adversarial_steps=2)
+
+
+def test_an_adversarially_trained_net_is_harder_to_mislead(database, tmp_path):
+    test = Dataset.open_database(database.parent / "data_test.bin", nbdata=16)
+    near = []
+    for radius in (0.0, 500.0):
+        recipe = dataclasses.replace(RECIPE, epochs=8, adversarial=radius, augment=("none",))
+        training = finish(trainer(database, tmp_path / str(radius), net="perceptron", recipe=recipe))
+        assert training.result()["test"]["accuracy"] == 1.0
+        near.append(least(Models.load(tmp_path / str(radius))[0], test.data.grey(), test.label.argmax(1), "ddn", "l2",
+                          steps=50))
+    assert np.median(near[1]) > 1.05 * np.median(near[0])
+
+
+def test_adversarial_training_resumes_bit_by_bit(database, tmp_path):
+    options = dict(recipe=ADVERSARIAL, net="convnet", nb_block=2, nb_filter=4, dropout=0.3, batchnorm=True)
+    whole = finish(trainer(database, tmp_path / "whole", **options))
+    interrupt_at(trainer(database, tmp_path / "cut", **options), 4)
+    resumed = trainer(database, tmp_path / "cut", **options)
+    resumed.resume()
+    assert_same(finish(resumed), whole)
+
+
+def test_the_radius_rises_then_stays(database, tmp_path, monkeypatch):
+    radii = []
+
+    def push(net, x, wrong, radius, steps, seed):
+        radii.append(256 * float(radius))
+        return x
+
+    monkeypatch.setattr(Attacks, "push", push)
+    training = trainer(database, tmp_path, recipe=dataclasses.replace(ADVERSARIAL, epochs=4))
+    training.learn = training._learn
+    training._measure = lambda *_: training.curve.append({})
+    training._save_last = lambda: None
+    finish(training)
+    np.testing.assert_allclose(radii, np.minimum(np.arange(1, 25) / 12, 1.0) * 400, rtol=1e-5)
+
+
+def test_the_best_weights_are_those_that_are_best_when_attacked(database, tmp_path):
+    training = finish(trainer(database, tmp_path, recipe=ADVERSARIAL))
+    attacked = {row["attacked_cross_entropy"]: row["step"] for row in training.curve}
+    assert training.result()["best_step"] == attacked[min(attacked)]
+    assert all(row["attacked_cross_entropy"] > row["validation_cross_entropy"] for row in training.curve)
+
+
+def test_without_a_radius_no_face_is_moved(database, tmp_path, monkeypatch):
+    monkeypatch.setattr(Attacks, "push", None)
+    training = finish(trainer(database, tmp_path))
+    assert "attacked_accuracy" not in training.curve[-1]
+
+
+def test_learning_shows_the_accuracy_when_attacked(database, in_folder, capsys):
+    code = Console.run(Main.main, ["--train", str(database), "--net", "small", "--epochs", "1", "--adversarial", "100",
+                                   "--out", "run"])
+    lines = capsys.readouterr().out.splitlines()
+    assert code == 0
+    assert lines[3].endswith("left   attacked") and len(lines[3]) == len(lines[4])
+    row = json.loads((in_folder / "run" / "metrics.json").read_text())["curve"][-1]
+    assert lines[4].split()[-2] == f"{100 * row['attacked_accuracy']:.2f}"
