@@ -305,6 +305,15 @@ def _radius(radius):
     return radius
 
 
+class WholeBall(PGD):
+    """PGD that goes on after the file fools and keeps the last picture: what fools one net by far fools others too."""
+    stops = False
+
+    def _keep(self, saved, fools):
+        self.best.assign(saved)
+        self.closest.assign(tf.where(fools, 0.0, math.inf))
+
+
 def push(net, x, wrong, radius, steps, seed):
     """What PGD makes of faces from a random point of the L2 ball on, for adversarial training (Madry et al. 2018).
 

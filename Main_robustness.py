@@ -2,10 +2,15 @@
 
     python Main_robustness.py path/to/data_test4k.bin --checkpoint checkpoints/a checkpoints/b --attack dx ddn pgd
     python Main_robustness.py path/to/data_test4k.bin --checkpoint checkpoints/a checkpoints/b --norm linf
+    python Main_robustness.py path/to/data_test4k.bin --checkpoint checkpoints/a checkpoints/b --transfer
 
 Prints the table and writes it as robustness_<norm>.csv, the curves as robustness_<norm>.png (with Matplotlib: pip
 install ".[plots]"). What counts is the saved file: a face is lost at the distance of the nearest file found that the
 net calls wrong, at 0 where it is wrong without noise. Interrupted, the same command goes on.
+
+--transfer shows instead which nets are fooled by the files made on others, by PGD that uses the whole ball, and writes
+transfer_<norm>.csv. With --substitute NET --query-faces DATABASE files are made also on a net that has learned nothing
+but what the attacked one says of --queries faces: the attacker of a black box.
 """
 import sys
 
@@ -14,6 +19,9 @@ import Console  # first: it silences TensorFlow's start
 import dataclasses
 from pathlib import Path
 from typing import Annotated
+
+import numpy as np
+import tensorflow as tf
 
 import Attacks
 import Dataset
@@ -35,6 +43,12 @@ class Options:
                                              low=1)] = ()
     steps: Annotated[int | None, dict(help="of every attack but fgsm (default: dx, ddn, sigma-zero and jsma 300, cw "
                                       "500, deepfool 50, pgd 40 a radius)", low=1)] = None
+    transfer: Annotated[bool, dict(help="which nets are fooled by the files made on others")] = False
+    substitute: Annotated[str | None, dict(help="transfer: make files also on a net of this kind that learns each "
+                                           "checkpoint's answers alone", choices=list(Models.NETWORKS))] = None
+    query_faces: Annotated[str | None, dict(help="database of which the substitute's faces are the first",
+                                            metavar="DATABASE")] = None
+    queries: Annotated[int, dict(help="how many faces each checkpoint is asked about", low=2)] = 2000
     faces: Annotated[int | None, dict(help="how many faces, the first of the database; all by default", low=1)] = None
     batch_size: Annotated[int, dict(help="faces at once; what is kept when interrupted is whole batches", low=1)] = 200
     out: Annotated[str, dict(help="folder of the results", metavar="DIR")] = "robustness"
@@ -42,20 +56,37 @@ class Options:
 
 
 def main(argv=None):
-    options = Options(**Console.parse(Options, argv, __doc__))
+    given = Console.parse(Options, argv, __doc__)
+    options = Options(**given)
+    check(given)
     dataset = Dataset.open_database(options.database, nbdata=options.faces)
-    faces, labels = dataset.data.grey(), dataset.label.argmax(1)
+    queries = options.substitute and Dataset.open_database(options.query_faces, nbdata=options.queries)
     nets = {str(path): Models.load(path)[0] for path in options.checkpoint or [Console.default_checkpoint()]}
+    try:
+        return (transfer if options.transfer else curves)(options, nets, dataset, queries)
+    except KeyboardInterrupt:
+        print(f"\ninterrupted, and saved in {options.out}; the same command goes on")
+        return 130
+
+
+def check(given):
+    """Refuse options that do not go together."""
+    if not given.get("transfer"):
+        for name in {"substitute", "query_faces", "queries"} & given.keys():
+            raise Dataset.UserError(f"--{name.replace('_', '-')} is an option of --transfer; add that, or leave it out")
+    elif "attack" in given:
+        raise Dataset.UserError("--transfer makes its files by PGD; leave --attack out")
+    elif ("substitute" in given) != ("query_faces" in given):
+        raise Dataset.UserError("a substitute needs both --substitute NET and --query-faces DATABASE")
+
+
+def curves(options, nets, dataset, _):
+    """Accuracy against distance."""
+    faces, labels = dataset.data.grey(), dataset.label.argmax(1)
     radii = options.radii or Robustness.RADII[options.norm]
     bench = Robustness.Bench(nets, faces, labels, attack_options(options), options.norm, radii, options.out,
                              options.batch_size)
-    Dataset.make_folder(options.out)
-    try:
-        measure(bench)
-    except KeyboardInterrupt:
-        print(f"\ninterrupted at {bench.done} of {bench.total} faces, and saved in {options.out}; "
-              "the same command goes on")
-        return 130
+    work(bench)
     distances = bench.distances()
     print(f"accuracy in % of {len(faces)} faces of {options.database}, by {Robustness.NAMES[options.norm]} distance of "
           "the saved files")
@@ -72,6 +103,38 @@ def main(argv=None):
     return 0
 
 
+def transfer(options, nets, dataset, queries):
+    """Which nets are fooled by the files made on others."""
+    faces, labels = dataset.data.grey(), dataset.label.argmax(1)
+    attacked = dict(nets)
+    for name, net in nets.items() if queries else ():
+        pupil = learn(Robustness.substitute(net, queries, options.substitute, Path(options.out) / "substitutes"))
+        attacked[f"substitute of {name}"] = pupil
+        says, repeats = (dataset.logits(tf.function(lambda x: asked(x))).argmax(1) for asked in (net, pupil))
+        print(f"substitute of {name}: {options.substitute}, {queries.nbdata} queries, agrees with it on "
+              f"{100 * np.mean(says == repeats):.2f} % of the faces")
+    radii = options.radii or Robustness.TRANSFER_RADII[options.norm]
+    made = Robustness.Transfer(attacked, faces, labels, options.norm, radii, options.steps or 40, options.out,
+                               options.batch_size)
+    work(made)
+    fooled = made.fooled(nets)
+    print("files made on the row's net that fool the column's, in % of the faces that this one calls right")
+    print("\n".join(Robustness.matrix(fooled, options.norm)))
+    path = Path(options.out) / f"transfer_{options.norm}.csv"
+    Dataset.write_whole(path, Robustness.matrix_of_values(fooled, options.norm).encode())
+    print(f"table saved as {path}", file=sys.stderr)
+    return 0
+
+
+def learn(trainer):
+    """Run a training, with progress, to its end: the net of its best weights."""
+    progress = Console.Progress(trainer.total, int(trainer.step))
+    for row in trainer.run():
+        progress.update(row["step"], "substitute")
+    progress.clear()
+    return Models.load(trainer.out)[0]
+
+
 def attack_options(options):
     """{attack: the options of it that the user named}."""
     given = {attack: {"steps": options.steps} if options.steps and "steps" in Attacks.options(attack) else {}
@@ -81,10 +144,10 @@ def attack_options(options):
     return given
 
 
-def measure(bench):
-    progress = Console.Progress(bench.total, bench.done, "faces")
-    for text in bench.run():
-        progress.update(bench.done, text)
+def work(parts):
+    progress = Console.Progress(parts.total, parts.done, "faces")
+    for text in parts.run():
+        progress.update(parts.done, text)
     progress.clear()
 
 

@@ -6,6 +6,7 @@ each radius in turn, on the faces left. Robust accuracy counts of each face the 
 are those of the saved pictures, in grey levels; a face that the net calls wrong without any noise has distance 0.
 """
 import csv
+import functools
 import hashlib
 import io
 import json
@@ -18,12 +19,15 @@ from PIL import Image
 
 import Attacks
 import Dataset
+import Models
+import Training
 
 RADII = {  # grey levels; 255 is the distance 1.0 of pictures in 0..1
     "l2": (16, 32, 64, 96, 128, 191, 255, 383, 510),
     "l1": (128, 255, 510, 1020, 2040, 4080, 8160, 16320),
     "linf": (1, 2, 3, 4, 6, 8, 12, 16),
 }
+TRANSFER_RADII = {"l2": (255,), "l1": (8160,), "linf": (8,)}
 NAMES = {"l2": "L2", "l1": "L1", "linf": "Linf"}
 BALLS = {  # attack: {distance: (norm of the attack's ball, its radius for a distance of 1: the largest ball inside)}
     "pgd": {"l2": ("l2", 1.0), "l1": ("l2", 1.0 / Dataset.SIDE), "linf": ("linf", 1.0)},
@@ -66,46 +70,62 @@ def _runs(attack, norm, radii):
     return [{"radius": radius / Dataset.GREY_LEVELS} | ({"norm": ball} if ball else {}) for radius in balls]
 
 
-class Bench:
+class Parts:
+    """Work on faces, part by part: `for text in parts.run()`. Each part's outcome is a file, never worked out again.
+
+    A part is known by all that it depends on, the net's weights and the faces too: what changed is worked out anew.
+    Attributes total and done count faces, once for each part they are in; parts is a list of (key, rows, path, work),
+    where work(rows) is a generator of texts that returns the content of the file.
+    """
+
+    def __init__(self, faces, labels, out, batch):
+        self.faces, self.labels, self.out, self.batch = faces, labels, Path(out) / "parts", batch
+        self.parts, self.total, self.done = [], 0, 0
+        Dataset.make_folder(self.out)
+
+    def add(self, key, net, name, suffix, settings, work):
+        """Parts of all faces: the caller's key, the net and settings they depend on, the files' name and suffix."""
+        weights = net_fingerprint(net)
+        for first in range(0, len(self.faces), self.batch):
+            rows = np.arange(first, min(first + self.batch, len(self.faces)))
+            number = fingerprint(weights, self.faces[rows], self.labels[rows], json.dumps([name, settings]))
+            path = self.out / f"{name}-{first}-{number}{suffix}"
+            self.parts.append((key, rows, path, work))
+            self.total += len(rows)
+            self.done += len(rows) if path.exists() else 0
+
+    def run(self):
+        """Work out what is missing; yields a text after every step of an attack."""
+        for _, rows, path, work in self.parts:
+            if not path.exists():
+                Dataset.write_whole(path, (yield from work(rows)))
+                self.done += len(rows)
+
+
+class Bench(Parts):
     """Distances of all faces under several attacks of several nets: `for text in bench.run()`, then `distances()`.
 
     nets     {name: net};  faces  [N, 2304] uint8;  labels  [N] int
     attacks  {name of Attacks.ATTACKS: options of it};  norm, radii  as least_distances takes them
-    out      folder; parts/ in it keeps what is done: a file for each net, attack and `batch` faces
-
-    A part is known by all that it depends on, the net's weights and the faces too: what was measured is not measured
-    again, and what changed is. Attributes total and done count faces, each once for each net and attack.
+    out      folder; parts/ in it keeps what is done, `batch` faces a file
     """
 
     def __init__(self, nets, faces, labels, attacks, norm, radii, out, batch):
-        self.faces, self.labels, self.norm, self.radii = faces, labels, norm, sorted(radii)
-        self.parts = []  # (name of the net, net, attack, its options, rows, file)
+        super().__init__(faces, labels, out, batch)
+        radii = sorted(radii)
         for name, net in nets.items():
-            weights = fingerprint(net.description, *(variable.numpy() for variable in net.variables))
             for attack, options in attacks.items():
-                settings = json.dumps([attack, options, norm, self.radii if attack in BALLS else []])
-                for first in range(0, len(faces), batch):
-                    rows = np.arange(first, min(first + batch, len(faces)))
-                    key = fingerprint(weights, faces[rows], labels[rows], settings)
-                    path = Path(out) / "parts" / f"{attack}-{norm}-{first}-{key}.json"
-                    self.parts.append((name, net, attack, options, rows, path))
-        self.total = sum(len(rows) for *_, rows, _ in self.parts)
-        self.done = sum(len(rows) for *_, rows, path in self.parts if path.exists())
+                self.add((name, attack), net, f"{attack}-{norm}", ".json", [options, radii if attack in BALLS else []],
+                         functools.partial(self._search, net, attack, options, norm, radii))
 
-    def run(self):
-        """Measure what is missing; yields a text after every step of an attack."""
-        for _, net, attack, options, rows, path in self.parts:
-            if not path.exists():
-                distance = yield from least_distances(net, self.faces[rows], self.labels[rows], attack, self.norm,
-                                                      self.radii, **options)
-                part = [None if math.isinf(value) else value for value in distance]
-                Dataset.write_whole(path, json.dumps(part).encode())
-                self.done += len(rows)
+    def _search(self, net, attack, options, norm, radii, rows):
+        distance = yield from least_distances(net, self.faces[rows], self.labels[rows], attack, norm, radii, **options)
+        return json.dumps([None if math.isinf(value) else value for value in distance]).encode()
 
     def distances(self):
         """{name of the net: {attack: [N] float64, grey levels}}; of several attacks also the least, as ROBUST."""
         found = {}
-        for name, _, attack, _, rows, path in self.parts:
+        for (name, attack), rows, path, _ in self.parts:
             try:
                 part = np.array(json.loads(path.read_text(encoding="utf-8")), float)  # None becomes NaN
                 assert part.shape == rows.shape
@@ -127,9 +147,81 @@ def fingerprint(*contents):
     return whole.hexdigest()[:16]
 
 
+def net_fingerprint(net):
+    return fingerprint(net.description, *(variable.numpy() for variable in net.variables))
+
+
 def accuracy(distances, radius):
     """The share of faces, of their distances [N], that are right within a radius (same unit)."""
     return float(np.mean(distances > radius))
+
+
+class Transfer(Parts):
+    """Which nets are fooled by the files made on others: `for text in transfer.run()`, then `fooled(...)`.
+
+    attacked  {name: net} on which files are made, by PGD that spends the whole ball
+    norm, radii, steps  of the balls, grey levels, and of PGD;  the rest as Bench's
+    """
+
+    def __init__(self, attacked, faces, labels, norm, radii, steps, out, batch):
+        super().__init__(faces, labels, out, batch)
+        ball, share = BALLS["pgd"][norm]
+        for name, net in attacked.items():
+            for radius in sorted(radii):
+                self.add((name, radius), net, f"transfer-{norm}-{radius:g}", ".bin", [steps],
+                         functools.partial(self._search, net, ball, radius * share / Dataset.GREY_LEVELS, steps))
+
+    def _search(self, net, ball, radius, steps, rows):
+        attack = Attacks.WholeBall(net, self.faces[rows], 1 - self.labels[rows], ball, radius, steps)
+        for state in attack.run():
+            yield f"transfer, step {state['step']} of {steps}"
+        return attack.result().modified.tobytes()
+
+    def fooled(self, asked):
+        """{(name of the net attacked, radius, name of the net asked): (files that fool it, faces it calls right)}.
+
+        asked  {name: net}; a file counts where its face, without noise, is called right by the net asked
+        """
+        counts = {}
+        for name, net in asked.items():
+            ask = tf.function(lambda x: net(x), autograph=False, reduce_retracing=True)
+            right = {}  # by the first row of a part: which of its faces are called right
+            for key, rows, path, _ in self.parts:
+                labels, files = self.labels[rows], Dataset.read_faces(path)
+                if len(files) != len(rows):
+                    raise Dataset.DataError(f"{path}: damaged; expected {len(rows)} faces, found {len(files)}; delete "
+                                            "it, and the same command makes them again")
+                if rows[0] not in right:
+                    right[rows[0]] = self._says(ask, self.faces[rows]) == labels
+                errs = right[rows[0]] & (self._says(ask, files) != labels)
+                counts[*key, name] = np.add(counts.get((*key, name), (0, 0)), (errs.sum(), right[rows[0]].sum()))
+        return counts
+
+    @staticmethod
+    def _says(ask, faces):
+        return np.argmax(ask(tf.constant(Dataset.to_float(faces))), axis=1)
+
+
+def substitute(victim, dataset, net, out):
+    """The training of a net that learns what another says of faces, and nothing else of it (Papernot et al. 2017).
+
+    victim   a net, of whose answers only the label is used: one question a face of `dataset`
+    dataset  DataSet of the attacker's faces; its labels are not looked at
+    net      name of Models.NETWORKS
+    out      folder; in it the folder of the substitute's checkpoint
+    returns  Training.Trainer, not yet run, or where it was interrupted, or at its end
+    """
+    out = Path(out) / f"{net}-{fingerprint(net_fingerprint(victim), dataset.data.grey())}"
+    asked = dataset.subset(np.arange(dataset.nbdata))
+    asked.label = np.eye(2, dtype=np.float32)[dataset.logits(tf.function(lambda x: victim(x))).argmax(1)]
+    recipe = Training.Recipe()
+    Training.make_deterministic(recipe.seed)
+    learned, validation = Training.split(asked, recipe.validation, recipe.seed)
+    pupil = Models.build(net)
+    trainer = Training.Trainer(pupil, learned, validation, None, recipe, out, None, pupil.description)
+    if any((out / "last").glob("*.index")):
+        trainer.resume()
+    return trainer
 
 
 def table(distances, norm, radii):
@@ -142,23 +234,50 @@ def table(distances, norm, radii):
             median = np.median(distance)
             sheet.append([name, attack, *(f"{100 * accuracy(distance, radius):.2f}" for radius in radii),
                           f"{median:.1f}" if math.isfinite(median) else "-"])
+    return _aligned(sheet, 2)
+
+
+def _aligned(sheet, names):
+    """Lines of text of a list of rows of text, the first columns, `names` of them, to the left."""
     widths = [max(map(len, column)) for column in zip(*sheet)]
-    return ["  ".join([line[0].ljust(widths[0]), line[1].ljust(widths[1]),
-                       *(cell.rjust(width) for cell, width in zip(line[2:], widths[2:]))]).rstrip() for line in sheet]
+    return ["  ".join(cell.ljust(width) if number < names else cell.rjust(width)
+                      for number, (cell, width) in enumerate(zip(line, widths))).rstrip() for line in sheet]
+
+
+def matrix(fooled, norm):
+    """Transfer.fooled() as lines of aligned text: for each radius a row a net attacked, a column a net asked, in %."""
+    attacked, radii, asked = (list(dict.fromkeys(names)) for names in zip(*fooled))
+    lines = []
+    for radius in radii:
+        sheet = [[f"{NAMES[norm]} {radius:g} grey levels, {radius / 255:.3f} of a 0..1 image", *asked]]
+        for name in attacked:
+            counts = (fooled[name, radius, other] for other in asked)
+            sheet.append([name, *(f"{100 * errs / right:.2f}" if right else "-" for errs, right in counts)])
+        lines += _aligned(sheet, 1)
+    return lines
+
+
+def matrix_of_values(fooled, norm):
+    """Transfer.fooled() as the text of a CSV file, a line for each net attacked, radius and net asked."""
+    head = ["attacked", "norm", "radius_grey_levels", "radius_unit_interval", "asked", "called_right", "fooled"]
+    return _csv([head, *([name, norm, f"{radius:g}", f"{radius / 255:.6g}", other, right, errs]
+                         for (name, radius, other), (errs, right) in fooled.items())])
+
+
+def _csv(rows):
+    sheet = io.StringIO()
+    csv.writer(sheet, lineterminator="\n").writerows(rows)
+    return sheet.getvalue()
 
 
 def sheet_of_values(distances, norm, radii):
     """Bench.distances() as the text of a CSV file, a line for each net, attack and radius."""
-    sheet = io.StringIO()
-    writer = csv.writer(sheet, lineterminator="\n")
-    writer.writerow(["checkpoint", "attack", "norm", "radius_grey_levels", "radius_unit_interval", "faces", "correct",
-                     "accuracy"])
-    for name, of_net in distances.items():
-        for attack, distance in of_net.items():
-            for radius in [0, *sorted(radii)]:
-                writer.writerow([name, attack, norm, f"{radius:g}", f"{radius / 255:.6g}", len(distance),
-                                 int(np.sum(distance > radius)), f"{accuracy(distance, radius):.6g}"])
-    return sheet.getvalue()
+    head = ["checkpoint", "attack", "norm", "radius_grey_levels", "radius_unit_interval", "faces", "correct",
+            "accuracy"]
+    return _csv([head, *([name, attack, norm, f"{radius:g}", f"{radius / 255:.6g}", len(distance),
+                          int(np.sum(distance > radius)), f"{accuracy(distance, radius):.6g}"]
+                         for name, of_net in distances.items() for attack, distance in of_net.items()
+                         for radius in [0, *sorted(radii)])])
 
 
 def plot(distances, norm, radii):

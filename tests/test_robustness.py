@@ -203,7 +203,7 @@ def test_interrupted_it_says_how_to_go_on_and_repeats_nothing(run, few, checkpoi
     monkeypatch.setattr(Attacks, "build", build)
     code, out, err = run(*command)
     assert code == 130
-    assert out == "\ninterrupted at 6 of 10 faces, and saved in robustness; the same command goes on\n"
+    assert out == "\ninterrupted, and saved in robustness; the same command goes on\n"
     assert not list(in_folder.glob("robustness/*.*"))
     code, out, _ = run(*command)
     assert code == 0 and len(asked) == 5  # one of them broken off, and again
@@ -228,7 +228,12 @@ MISTAKES = {
     "norm without a distance": (["FEW", "--norm", "none"], "invalid choice: 'none'"),
     "radius below a grey level": (["FEW", "--radii", "0.5"], "--radii: 0.5: expected 1 or more"),
     "steps of none": (["FEW", "--attack", "fgsm", "--steps", "4"], "--steps 4: fgsm has no steps; leave it out"),
-    "folder that is a file": (["FEW", "--out", "FEW"], "data_few.bin: the folder cannot be written"),
+    "attack of a transfer": (["FEW", "--transfer", "--attack", "pgd"], "--transfer makes its files by PGD; leave"),
+    "substitute without a transfer": (["FEW", "--substitute", "small"], "--substitute is an option of --transfer"),
+    "substitute without faces": (["FEW", "--transfer", "--substitute", "small"], "needs both --substitute NET and"),
+    "too few faces to ask about": (["FEW", "--transfer", "--substitute", "small", "--query-faces", "FEW", "--queries",
+                                    "11"], "data_few.bin: 11 faces asked for, it holds 10"),
+    "folder that is a file": (["FEW", "--out", "FEW"], "data_few.bin/parts: the folder cannot be written"),
 }
 
 
@@ -246,7 +251,7 @@ def test_no_such_net(run, few):
     assert (code, out) == (2, "") and "nowhere: no checkpoint" in err
 
 
-@pytest.mark.parametrize("content", ["{", "[1, 2]", '["a"]', ""])
+@pytest.mark.parametrize("content", ["{", "[1, 2]"])
 def test_a_damaged_part_is_named(run, few, checkpoint, in_folder, content):
     command = [few, "--checkpoint", checkpoint, "--attack", "fgsm", "--norm", "linf", "--radii", "9"]
     run(*command)
@@ -255,6 +260,76 @@ def test_a_damaged_part_is_named(run, few, checkpoint, in_folder, content):
     part.write_text(content)
     code, out, err = run(*command)
     assert (code, out) == (2, "") and f"parts/{part.name}: damaged; expected 10 distances; delete it" in err
+
+
+# Transfer
+
+def test_files_of_a_linear_net_use_the_whole_ball_and_transfer_as_the_closed_form_says(linear, tmp_path):
+    """Noise r w / |w| moves another net's logit by r w v / |w|."""
+    net, faces, labels = linear
+    others = {"same": net, "opposite": Net(1), "unlike": Net(2)}
+    others["opposite"].w.assign(-net.w)
+    others["opposite"].b = 40.0 - 2 * float(tf.reduce_mean(Dataset.to_float(faces) @ -net.w))
+    transfer = Robustness.Transfer({"net": net}, faces, labels, "l2", [510.0], 10, tmp_path, 4)
+    for _ in transfer.run():
+        pass
+    files = np.concatenate([Dataset.read_faces(path) for *_, path, _ in transfer.parts])
+    noise = files.astype(float) - faces
+    away = np.where(labels == 1, -1, 1)[:, None] * net.w.numpy()[:, 0]
+    assert np.all(np.linalg.norm(noise, axis=1) <= 510)
+    assert np.all((noise * away).sum(1) > 0.97 * 510 * np.linalg.norm(net.w))
+    for name, other in others.items():
+        says, after = (np.argmax(other(Dataset.to_float(picture)), 1) for picture in (faces, files))
+        right = says == labels
+        counted = transfer.fooled(others)["net", 510.0, name]
+        assert tuple(counted) == (np.sum(right & (after != labels)), right.sum())
+    assert transfer.fooled(others)["net", 510.0, "same"][0] == 4
+
+
+def test_matrix_by_hand():
+    fooled = {("a", 255, "a"): (4, 4), ("a", 255, "b"): (1, 3), ("s", 255, "a"): (2, 4), ("s", 255, "b"): (0, 0)}
+    assert "\n".join(Robustness.matrix(fooled, "l2")) == """\
+L2 255 grey levels, 1.000 of a 0..1 image       a      b
+a                                          100.00  33.33
+s                                           50.00      -"""
+    assert Robustness.matrix_of_values(fooled, "l2").splitlines()[1:3] == [
+        "a,l2,255,1,a,4,4", "a,l2,255,1,b,3,1"]
+
+
+def test_a_substitute_learns_the_answers_alone(database, checkpoint, tmp_path):
+    """The victim answers the contrary of the labels, so the substitute does."""
+    net = Models.load(checkpoint)[0]
+
+    def contrary(x):
+        return -net(x)
+
+    contrary.description, contrary.variables = net.description, net.variables
+    faces = Dataset.open_database(database, nbdata=120)
+    training = Robustness.substitute(contrary, faces, "perceptron", tmp_path)
+    assert training.total == 20 and training.train.nbdata + training.measured["validation"].nbdata == 120
+    np.testing.assert_array_equal(training.train.label, 1 - faces.label[training.train.data.rows])
+    interrupt_at(training, 5)
+    training = Robustness.substitute(contrary, faces, "perceptron", tmp_path)
+    assert int(training.step) == 5
+    finish(training)
+    pupil = Models.load(training.out)[0]
+    assert Dataset.open_database(database.parent / "data_test.bin").mean_accuracy(lambda x: pupil(x)) < 0.2
+
+
+def test_the_transfer_of_a_black_box(run, few, database, checkpoint):
+    command = [few, "--transfer", "--checkpoint", checkpoint, "--steps", "8", "--radii", "600", "--substitute", "small",
+               "--query-faces", database, "--queries", "100", "--norm", "l2"]
+    code, out, err = run(*command)
+    lines = out.splitlines()
+    assert (code, err) == (0, "table saved as robustness/transfer_l2.csv\n")
+    assert lines[0].startswith(f"substitute of {checkpoint}: small, 100 queries, agrees with it on ")
+    assert lines[2].startswith("L2 600 grey levels, 2.353 of a 0..1 image")
+    assert [line.rsplit(None, 1)[0] for line in lines[3:]] == [str(checkpoint), f"substitute of {checkpoint}"]
+    with open("robustness/transfer_l2.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [line.rsplit(None, 1)[1] for line in lines[3:]] == [
+        f"{100 * int(row['fooled']) / int(row['called_right']):.2f}" for row in rows]
+    assert run(*command)[1] == out
 
 
 # Adversarial training
@@ -296,7 +371,7 @@ def test_an_adversarially_trained_net_is_harder_to_mislead(database, tmp_path):
 
 
 def test_adversarial_training_resumes_bit_by_bit(database, tmp_path):
-    options = dict(recipe=ADVERSARIAL, net="convnet", nb_block=2, nb_filter=4, dropout=0.3, batchnorm=True)
+    options = dict(recipe=ADVERSARIAL, net="convnet", nb_block=1, nb_filter=4, dropout=0.3, batchnorm=True)
     whole = finish(trainer(database, tmp_path / "whole", **options))
     interrupt_at(trainer(database, tmp_path / "cut", **options), 4)
     resumed = trainer(database, tmp_path / "cut", **options)
