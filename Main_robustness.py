@@ -43,6 +43,9 @@ class Options:
                                              low=1)] = ()
     steps: Annotated[int | None, dict(help="of every attack but fgsm (default: dx, ddn, sigma-zero and jsma 300, cw "
                                       "500, deepfool 50, pgd 40 a radius)", low=1)] = None
+    jump: Annotated[tuple[float, ...], dict(help="show each net also with JumpReLUs of these thresholds in place of "
+                                            "its ReLUs (Erichson et al. 2019), attacked straight through", nargs="+",
+                                            low=0)] = ()
     transfer: Annotated[bool, dict(help="which nets are fooled by the files made on others")] = False
     substitute: Annotated[str | None, dict(help="transfer: make files also on a net of this kind that learns each "
                                            "checkpoint's answers alone", choices=list(Models.NETWORKS))] = None
@@ -61,7 +64,10 @@ def main(argv=None):
     check(given)
     dataset = Dataset.open_database(options.database, nbdata=options.faces)
     queries = options.substitute and Dataset.open_database(options.query_faces, nbdata=options.queries)
-    nets = {str(path): Models.load(path)[0] for path in options.checkpoint or [Console.default_checkpoint()]}
+    nets = {}
+    for path in options.checkpoint or [Console.default_checkpoint()]:
+        nets[str(path)] = Models.load(path)[0]
+        nets |= {f"{path}, jump {kappa}": Robustness.with_jump(Models.load(path)[0], kappa) for kappa in options.jump}
     try:
         return (transfer if options.transfer else curves)(options, nets, dataset, queries)
     except KeyboardInterrupt:

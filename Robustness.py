@@ -19,6 +19,7 @@ from PIL import Image
 
 import Attacks
 import Dataset
+import Layers
 import Models
 import Training
 
@@ -222,6 +223,25 @@ def substitute(victim, dataset, net, out):
     if any((out / "last").glob("*.index")):
         trainer.resume()
     return trainer
+
+
+def jump_relu(x, kappa):
+    """x above kappa, else 0 (JumpReLU, Erichson et al. 2019); its gradient is ReLU's, so that attacks go through it."""
+    relu = tf.nn.relu(x)
+    return relu + tf.stop_gradient(relu * tf.cast(x > kappa, x.dtype) - relu)
+
+
+def with_jump(net, kappa):
+    """The net itself, its ReLUs replaced by JumpReLUs of one threshold. Raises UserError where it has none."""
+    layers = [layer for layer in net.submodules if getattr(layer, "activation", None) == "relu"]
+    if not layers:
+        raise Dataset.UserError(f"--jump {kappa:g}: a {type(net).__name__} without ReLU has no place for it")
+    name = f"jump {kappa}"
+    Layers.ACTIVATIONS[name] = functools.partial(jump_relu, kappa=kappa)
+    for layer in layers:
+        layer.activation = name
+    net.description = json.dumps(json.loads(net.description) | {"jump": kappa})
+    return net
 
 
 def table(distances, norm, radii):

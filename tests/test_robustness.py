@@ -332,6 +332,48 @@ def test_the_transfer_of_a_black_box(run, few, database, checkpoint):
     assert run(*command)[1] == out
 
 
+# JumpReLU
+
+def test_jump_relu_by_hand_and_its_gradient_is_relus():
+    x = tf.constant([-1.0, 0.2, 0.5, 0.6])
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        y = Robustness.jump_relu(x, 0.5)
+    np.testing.assert_allclose(y, [0.0, 0.0, 0.0, 0.6], rtol=1e-6)
+    np.testing.assert_array_equal(tape.gradient(y, x), [0.0, 1.0, 1.0, 1.0])
+
+
+@pytest.mark.parametrize("name, options", [("small", {}), ("resnet", {"nb_filter": 4}), ("densenet", {"nb_block": 2})])
+def test_every_relu_of_a_net_jumps(name, options):
+    """At threshold 0 nothing changes; beyond all activations only the biases of the layers without ReLU are left."""
+    x = tf.constant(Dataset.to_float(grey_faces(4)))
+    net = Models.build(name, **options)
+    answer, own = net(x), net.description
+    np.testing.assert_array_equal(Robustness.with_jump(net, 0.0)(x), answer)
+    assert net.description != own
+    with pytest.raises(Dataset.UserError):
+        Robustness.with_jump(net, 0.5)
+    net = Models.build(name, **options)
+    blind = Robustness.with_jump(net, 1e9)(x).numpy()
+    np.testing.assert_array_equal(blind, np.tile(blind[:1], (4, 1)))
+    assert np.any(answer[0] != answer[1])
+
+
+def test_a_net_without_relu_has_no_place_for_a_jump():
+    with pytest.raises(Dataset.UserError, match="--jump 0.5: a Perceptron without ReLU has no place for it"):
+        Robustness.with_jump(Models.build("perceptron"), 0.5)
+
+
+def test_jumps_stand_beside_the_net(run, few, checkpoint):
+    command = [few, "--checkpoint", checkpoint, "--attack", "deepfool", "--steps", "4", "--radii", "600", "--no-show"]
+    plain = run(*command)[1].splitlines()
+    code, out, _ = run(*command, "--jump", "0", "1e9")
+    lines = out.splitlines()
+    assert code == 0 and lines[3].split() == plain[3].split()
+    assert lines[4].startswith(f"{checkpoint}, jump 0.0 ") and lines[4].split()[-3:] == lines[3].split()[-3:]
+    assert lines[5].startswith(f"{checkpoint}, jump 1000000000.0 ") and lines[5].split()[-3] == "50.00"
+
+
 # Adversarial training
 
 @pytest.mark.parametrize("radius", [3.0, 200.0, 2000.0])
