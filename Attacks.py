@@ -361,6 +361,37 @@ def _radius(radius):
     return radius
 
 
+class WholeBall(PGD):
+    """PGD that goes on after the file fools and keeps the last picture: what fools one net by far fools others too."""
+    stops = False
+
+    def _keep(self, saved, fools):
+        self.best.assign(saved)
+        self.closest.assign(tf.where(fools, 0.0, math.inf))
+
+
+def push(net, x, wrong, radius, steps, seed):
+    """What PGD makes of faces from a random point of the L2 ball on, for adversarial training (Madry et al. 2018).
+
+    Pure operations, for the inside of a compiled step; seen are floats, as nothing is saved.
+
+    net     [N, 2304] in the course's scale -> [N, 2] logits
+    x       [N, 2304] float32, course scale;  wrong  [N] int, the label to push towards
+    radius  of the ball, course scale;  seed  [2] int32
+    returns [N, 2304] float32: pictures, none further than the radius from its face
+    """
+    sign = 2.0 * tf.one_hot(wrong, 2) - 1.0
+    dx = radius * _unit(tf.random.stateless_normal(tf.shape(x), seed))
+    for _ in range(steps):
+        with tf.GradientTape() as tape:
+            tape.watch(dx)
+            lead = tf.reduce_sum(sign * tf.cast(net(x + dx), tf.float32))
+        dx += 2.5 * radius / steps * _unit(tape.gradient(lead, dx))
+        dx *= radius / tf.maximum(tf.norm(dx, axis=1, keepdims=True), radius)
+        dx = tf.clip_by_value(x + dx, Dataset.BLACK, Dataset.WHITE) - x
+    return x + dx
+
+
 class FGSM(PGD):
     """The fast gradient sign method (Goodfellow et al. 2015): DX = radius x sign of the gradient, in one pass.
 

@@ -42,6 +42,7 @@ with _without_stderr():
     import tensorflow as tf
     for gpu in tf.config.list_physical_devices("GPU"):
         tf.config.experimental.set_memory_growth(gpu, True)
+tf.get_logger().setLevel("ERROR")  # no advice about tracing: every attack is a function of its own
 signal.signal(signal.SIGINT, interrupt)
 
 

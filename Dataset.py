@@ -255,13 +255,13 @@ def database_files(name, folder=DATABASES):
     return path, path.with_name(f"gender_{stem}.bin"), path.with_name(f"meta_{stem}.csv")
 
 
-def open_database(name, batchSize=128):
-    """The DataSet of a name or of a path of a data_<name>.bin."""
+def open_database(name, batchSize=128, nbdata=None):
+    """The DataSet of a name or of a path of a data_<name>.bin; of its first `nbdata` faces, all by default."""
     data, gender, _ = database_files(name)
     if not data.exists() and str(data) != str(name):
         raise DataError(f"{data}: no such file; expected the path of a data_<name>.bin, or a name of one in {DATABASES} "
                         "(python -m DataBases.synthesise 10k makes one)")
-    return DataSet(data, gender, batchSize=batchSize)
+    return DataSet(data, gender, nbdata, batchSize)
 
 
 def default_databases(folder=DATABASES):

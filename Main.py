@@ -179,15 +179,16 @@ def databases(options):
 
 def report(trainer, options):
     progress = Console.Progress(trainer.total, int(trainer.step), "images", options.batch_size)
-    progress.line(HEADER)
+    progress.line(HEADER + ("   attacked" if options.adversarial else ""))
     for row in trainer.run():
         if "epoch" not in row:
             progress.update(row["step"], f"loss {row['loss']:.3f}")
             continue
         shares = [f"{100 * row[f'{name}_accuracy']:6.2f} %" if f"{name}_accuracy" in row else "       -"
                   for name in ("train", "validation", "test")]
+        attacked = f"{100 * row['attacked_accuracy']:8.2f} %" if options.adversarial else ""
         progress.line(f"{row['step']:7d} {row['epoch']:6.1f} {row['loss']:7.4f} {' '.join(shares)} "
-                      f"{row['images_per_second']:9.0f} {progress.left(row['step']):>8}")
+                      f"{row['images_per_second']:9.0f} {progress.left(row['step']):>8}{attacked}")
     progress.clear()
 
 

@@ -17,6 +17,7 @@ import numpy as np
 import tensorflow as tf
 from tensorboard.plugins.hparams import api as hparams
 
+import Attacks
 import Dataset
 import Layers
 import Models
@@ -24,6 +25,7 @@ import Models
 METRICS = "metrics.json"
 MEASURE_STEPS = 500   # measure every epoch, or every so many steps of a longer one
 REPORT_STEPS = 10
+ADVERSARIAL_RISE = 0.5  # share of the steps in which the radius of adversarial training rises
 MEASURED_TRAINING_FACES = 2000
 AUGMENTATION = {      # name: the most it changes a face
     "flip": 1.0,          # 1 mirrors every other face
@@ -94,6 +96,10 @@ class Recipe:
     teacher: Annotated[tuple, dict(help="distillation: learn what these checkpoints together say of each face",
                                    nargs="+", metavar="CHECKPOINT")] = ()
     teaching: Annotated[float, dict(help="share of the teachers' answer in the label", low=0, high=1.001)] = 0.7
+    adversarial: Annotated[float, dict(help="adversarial training: each face is first moved by PGD to where the net "
+                                       "errs most, at most so far (L2 in grey levels; 255 is 1.0 of a 0..1 image); 0 "
+                                       "moves none", low=0)] = 0.0
+    adversarial_steps: Annotated[int, dict(help="of that PGD; each costs as much as a training step", low=1)] = 3
     validation: Annotated[float, dict(help="share of the training faces kept to choose the best weights on",
                                       low=0.001, high=0.9)] = 0.05
     patience: Annotated[int | None, dict(help="early stopping: end after so many measures without a lesser cross "
@@ -266,6 +272,12 @@ def find_rate(net, train, recipe, steps=200):
             yield float(trainer.optimizer.learning_rate), loss
 
 
+def _scores(name, labels, logits):
+    """{name_accuracy, name_cross_entropy} of labels and logits [N, 2]."""
+    return {f"{name}_accuracy": float(np.mean(logits.argmax(1) == labels.argmax(1))),
+            f"{name}_cross_entropy": float(tf.reduce_mean(tf.nn.softmax_cross_entropy_with_logits(labels, logits)))}
+
+
 class _Variables(tf.Module):
     """Variables under the paths that Keras's optimizer gives its own in a checkpoint.
 
@@ -347,8 +359,9 @@ class Trainer:
         self.interrupted = False
         self.predict = tf.function(lambda x: net(x), autograph=False,
                                    input_signature=[tf.TensorSpec([None, Dataset.DIM])])
-        self.learn = tf.function(self._learn, autograph=False, input_signature=[
-            tf.TensorSpec([2], tf.int32), tf.TensorSpec([None, Dataset.DIM]), tf.TensorSpec([None, 2])])
+        batch = [tf.TensorSpec([2], tf.int32), tf.TensorSpec([None, Dataset.DIM]), tf.TensorSpec([None, 2])]
+        self.learn = tf.function(self._learn, autograph=False, input_signature=batch)
+        self.push = tf.function(self._push, autograph=False, input_signature=batch)
 
     def resume(self):
         """Go on from last/. Raises NetworkError where there is nothing whole to go on from."""
@@ -403,12 +416,22 @@ class Trainer:
         return accuracy | {"best_step": best and best["step"], "parameters": parameters, "seconds": self.seconds,
                            "interval": [float(self.interval[0]), self.interval[1]], "curve": self.curve}
 
+    def _push(self, seed, x, y, share=1.0):
+        """Faces moved, within `share` of the recipe's radius, to where the net, asked as after training, errs most."""
+        return Attacks.push(lambda faces: self.net(tf.cast(faces, self.dtype)), x, tf.argmin(y, axis=1),
+                            share * self.recipe.adversarial / Dataset.GREY_LEVELS, self.recipe.adversarial_steps,
+                            tf.random.experimental.stateless_fold_in(seed, 1))
+
     def _learn(self, seed, x, y):
-        x = tf.cast(x, self.dtype)
         labels = y * (1.0 - self.recipe.label_smoothing) + self.recipe.label_smoothing / 2.0
         if self.teacher:
-            taught = tf.nn.softmax(tf.cast(self.teacher(x), tf.float32))
+            taught = tf.nn.softmax(tf.cast(self.teacher(tf.cast(x, self.dtype)), tf.float32))
             labels = (1.0 - self.recipe.teaching) * labels + self.recipe.teaching * taught
+        if self.recipe.adversarial:
+            # From the full radius at once a net may learn nothing but to answer alike always.
+            done = (tf.cast(self.step, tf.float32) + 1.0) / self.total
+            x = self._push(seed, x, y, tf.minimum(done / ADVERSARIAL_RISE, 1.0))
+        x = tf.cast(x, self.dtype)
         with tf.GradientTape() as tape, Layers.dropout_seed(seed):
             logits = tf.cast(self.net(x, False, True), tf.float32)
             probabilities = tf.nn.softmax(logits) * (1.0 - 2e-7) + 1e-7
@@ -450,19 +473,28 @@ class Trainer:
                "learning_rate": float(self.optimizer.learning_rate),
                "loss": float(self.interval[0]) / self.interval[1]}
         for name, dataset in self.measured.items():
-            logits = dataset.logits(self.predict)
-            row[f"{name}_accuracy"] = float(np.mean(logits.argmax(1) == dataset.label.argmax(1)))
-            row[f"{name}_cross_entropy"] = float(tf.reduce_mean(
-                tf.nn.softmax_cross_entropy_with_logits(dataset.label, logits)))
+            row |= _scores(name, dataset.label, dataset.logits(self.predict))
+        if self.recipe.adversarial:
+            row |= _scores("attacked", self.measured["validation"].label, self._attacked_logits())
         self.curve.append(row)
         self.interval = [0.0, 0]
         if self._best_row() is row:
             self.best.save(step)
         self._write_summaries(row, writers)
 
+    def _attacked_logits(self):
+        """What the net says of the validation part after it was moved as the faces to learn are: [N, 2]."""
+        part = self.measured["validation"]
+        starts = range(0, part.nbdata, part.batchSize)
+        return np.concatenate([
+            self.predict(self.push((self.recipe.seed, start), part.data[start:start + part.batchSize],
+                                   part.label[start:start + part.batchSize])) for start in starts])
+
     def _best_row(self):
-        """The row with the least cross entropy on the validation part, which varies less by chance than accuracy."""
-        return min(self.curve, default=None, key=lambda row: row["validation_cross_entropy"])
+        """The row with the least cross entropy on the validation part, which varies less by chance than accuracy; on
+        the attacked one in adversarial training."""
+        name = "attacked" if self.recipe.adversarial else "validation"
+        return min(self.curve, default=None, key=lambda row: row[f"{name}_cross_entropy"])
 
     def _impatient(self):
         """Whether as many measures as the recipe's patience have passed since the best."""
@@ -504,6 +536,8 @@ class Trainer:
             with writer.as_default(step=row["step"]), tf.device("CPU:0"):
                 tf.summary.scalar("accuracy", row[f"{name}_accuracy"])
                 tf.summary.scalar("cross entropy", row[f"{name}_cross_entropy"])
+                if name == "validation" and self.recipe.adversarial:
+                    tf.summary.scalar("accuracy when attacked", row["attacked_accuracy"])
                 if name == "train":
                     tf.summary.scalar("learning rate", row["learning_rate"])
                     self.net(tf.constant(self.train.data[:5]), True)

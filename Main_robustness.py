@@ -1,0 +1,161 @@
+"""How robust trained nets are: accuracy against the distance of the noise, for any nets and attacks.
+
+    python Main_robustness.py path/to/data_test4k.bin --checkpoint checkpoints/a checkpoints/b --attack dx ddn pgd
+    python Main_robustness.py path/to/data_test4k.bin --checkpoint checkpoints/a checkpoints/b --norm linf
+    python Main_robustness.py path/to/data_test4k.bin --checkpoint checkpoints/a checkpoints/b --transfer
+
+Prints the table and writes it as robustness_<norm>.csv, the curves as robustness_<norm>.png (with Matplotlib: pip
+install ".[plots]"). What counts is the saved file: a face is lost at the distance of the nearest file found that the
+net calls wrong, at 0 where it is wrong without noise. Interrupted, the same command goes on.
+
+--transfer shows instead which nets are fooled by the files made on others, by PGD that uses the whole ball, and writes
+transfer_<norm>.csv. With --substitute NET --query-faces DATABASE files are made also on a net that has learned nothing
+but what the attacked one says of --queries faces: the attacker of a black box.
+"""
+import sys
+
+import Console  # first: it silences TensorFlow's start
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import tensorflow as tf
+
+import Attacks
+import Dataset
+import Models
+import Robustness
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    database: Annotated[str, dict(help="faces to attack: a name such as test10k (DataBases/data_test10k.bin) or the "
+                                  "path of a data_*.bin", positional=True, metavar="DATABASE")]
+    checkpoint: Annotated[tuple, dict(help="folders or prefixes of the nets; by default the newest training under "
+                                      "checkpoints/, else pretrained/", nargs="+", metavar="DIR_OR_PREFIX")] = ()
+    attack: Annotated[tuple, dict(help="attacks; robust is the least of all", nargs="+",
+                                  choices=list(Attacks.ATTACKS))] = ("dx", "pgd")
+    norm: Annotated[str, dict(help="the distance", choices=list(Robustness.RADII))] = "l2"
+    radii: Annotated[tuple[float, ...], dict(help="distances of the table, and balls of fgsm and pgd, in grey levels "
+                                             "(default: l2 16 .. 510, l1 128 .. 16320, linf 1 .. 16)", nargs="+",
+                                             low=1)] = ()
+    steps: Annotated[int | None, dict(help="of every attack but fgsm (default: dx, ddn, sigma-zero and jsma 300, cw "
+                                      "500, deepfool 50, pgd 40 a radius)", low=1)] = None
+    jump: Annotated[tuple[float, ...], dict(help="show each net also with JumpReLUs of these thresholds in place of "
+                                            "its ReLUs (Erichson et al. 2019), attacked straight through", nargs="+",
+                                            low=0)] = ()
+    transfer: Annotated[bool, dict(help="which nets are fooled by the files made on others")] = False
+    substitute: Annotated[str | None, dict(help="transfer: make files also on a net of this kind that learns each "
+                                           "checkpoint's answers alone", choices=list(Models.NETWORKS))] = None
+    query_faces: Annotated[str | None, dict(help="database of which the substitute's faces are the first",
+                                            metavar="DATABASE")] = None
+    queries: Annotated[int, dict(help="how many faces each checkpoint is asked about", low=2)] = 2000
+    faces: Annotated[int | None, dict(help="how many faces, the first of the database; all by default", low=1)] = None
+    batch_size: Annotated[int, dict(help="faces at once; what is kept when interrupted is whole batches", low=1)] = 200
+    out: Annotated[str, dict(help="folder of the results", metavar="DIR")] = "robustness"
+    show: Annotated[bool, dict(help="open the picture in a window where there is a display")] = True
+
+
+def main(argv=None):
+    given = Console.parse(Options, argv, __doc__)
+    options = Options(**given)
+    check(given)
+    dataset = Dataset.open_database(options.database, nbdata=options.faces)
+    queries = options.substitute and Dataset.open_database(options.query_faces, nbdata=options.queries)
+    nets = {}
+    for path in options.checkpoint or [Console.default_checkpoint()]:
+        nets[str(path)] = Models.load(path)[0]
+        nets |= {f"{path}, jump {kappa}": Robustness.with_jump(Models.load(path)[0], kappa) for kappa in options.jump}
+    try:
+        return (transfer if options.transfer else curves)(options, nets, dataset, queries)
+    except KeyboardInterrupt:
+        print(f"\ninterrupted, and saved in {options.out}; the same command goes on")
+        return 130
+
+
+def check(given):
+    """Refuse options that do not go together."""
+    if not given.get("transfer"):
+        for name in {"substitute", "query_faces", "queries"} & given.keys():
+            raise Dataset.UserError(f"--{name.replace('_', '-')} is an option of --transfer; add that, or leave it out")
+    elif "attack" in given:
+        raise Dataset.UserError("--transfer makes its files by PGD; leave --attack out")
+    elif ("substitute" in given) != ("query_faces" in given):
+        raise Dataset.UserError("a substitute needs both --substitute NET and --query-faces DATABASE")
+
+
+def curves(options, nets, dataset, _):
+    """Accuracy against distance."""
+    faces, labels = dataset.data.grey(), dataset.label.argmax(1)
+    radii = options.radii or Robustness.RADII[options.norm]
+    bench = Robustness.Bench(nets, faces, labels, attack_options(options), options.norm, radii, options.out,
+                             options.batch_size)
+    work(bench)
+    distances = bench.distances()
+    print(f"accuracy in % of {len(faces)} faces of {options.database}, by {Robustness.NAMES[options.norm]} distance of "
+          "the saved files")
+    print("\n".join(Robustness.table(distances, options.norm, radii)))
+    stem = Path(options.out) / f"robustness_{options.norm}"
+    Dataset.write_whole(f"{stem}.csv", Robustness.sheet_of_values(distances, options.norm, radii).encode())
+    print(f"table saved as {stem}.csv", file=sys.stderr)
+    try:
+        picture = Robustness.plot(distances, options.norm, radii)
+    except Dataset.UserError as missing:
+        print(missing, file=sys.stderr)
+        return 0
+    print(Console.present(picture, f"{stem}.png", options.show), file=sys.stderr)
+    return 0
+
+
+def transfer(options, nets, dataset, queries):
+    """Which nets are fooled by the files made on others."""
+    faces, labels = dataset.data.grey(), dataset.label.argmax(1)
+    attacked = dict(nets)
+    for name, net in nets.items() if queries else ():
+        pupil = learn(Robustness.substitute(net, queries, options.substitute, Path(options.out) / "substitutes"))
+        attacked[f"substitute of {name}"] = pupil
+        says, repeats = (dataset.logits(tf.function(lambda x: asked(x))).argmax(1) for asked in (net, pupil))
+        print(f"substitute of {name}: {options.substitute}, {queries.nbdata} queries, agrees with it on "
+              f"{100 * np.mean(says == repeats):.2f} % of the faces")
+    radii = options.radii or Robustness.TRANSFER_RADII[options.norm]
+    made = Robustness.Transfer(attacked, faces, labels, options.norm, radii, options.steps or 40, options.out,
+                               options.batch_size)
+    work(made)
+    fooled = made.fooled(nets)
+    print("files made on the row's net that fool the column's, in % of the faces that this one calls right")
+    print("\n".join(Robustness.matrix(fooled, options.norm)))
+    path = Path(options.out) / f"transfer_{options.norm}.csv"
+    Dataset.write_whole(path, Robustness.matrix_of_values(fooled, options.norm).encode())
+    print(f"table saved as {path}", file=sys.stderr)
+    return 0
+
+
+def learn(trainer):
+    """Run a training, with progress, to its end: the net of its best weights."""
+    progress = Console.Progress(trainer.total, int(trainer.step))
+    for row in trainer.run():
+        progress.update(row["step"], "substitute")
+    progress.clear()
+    return Models.load(trainer.out)[0]
+
+
+def attack_options(options):
+    """{attack: the options of it that the user named}."""
+    given = {attack: {"steps": options.steps} if options.steps and "steps" in Attacks.options(attack) else {}
+             for attack in options.attack}
+    if options.steps and not any(given.values()):
+        raise Dataset.UserError(f"--steps {options.steps}: {', '.join(given)} has no steps; leave it out")
+    return given
+
+
+def work(parts):
+    progress = Console.Progress(parts.total, parts.done, "faces")
+    for text in parts.run():
+        progress.update(parts.done, text)
+    progress.clear()
+
+
+if __name__ == "__main__":
+    sys.exit(Console.run(main))

@@ -1,0 +1,331 @@
+"""How far a net must be pushed before it errs: of each face the distance to the nearest file found that it calls wrong.
+
+From these distances follow all curves: accuracy at radius r is the share of faces whose distance exceeds r. An attack
+that looks for the least noise tells a face's distance in one run; one that is bound to a ball (fgsm, pgd) runs with
+each radius in turn, on the faces left. Robust accuracy counts of each face the least distance of all attacks. Distances
+are those of the saved pictures, in grey levels; a face that the net calls wrong without any noise has distance 0.
+"""
+import csv
+import functools
+import hashlib
+import io
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+from PIL import Image
+
+import Attacks
+import Dataset
+import Layers
+import Models
+import Training
+
+RADII = {  # grey levels; 255 is the distance 1.0 of pictures in 0..1
+    "l2": (16, 32, 64, 96, 128, 191, 255, 383, 510),
+    "l1": (128, 255, 510, 1020, 2040, 4080, 8160, 16320),
+    "linf": (1, 2, 3, 4, 6, 8, 12, 16),
+}
+TRANSFER_RADII = {"l2": (255,), "l1": (8160,), "linf": (8,)}
+NAMES = {"l2": "L2", "l1": "L1", "linf": "Linf"}
+BALLS = {  # attack: {distance: (norm of the attack's ball, its radius for a distance of 1: the largest ball inside)}
+    "pgd": {"l2": ("l2", 1.0), "l1": ("l2", 1.0 / Dataset.SIDE), "linf": ("linf", 1.0)},
+    "fgsm": {"l2": (None, 1.0 / Dataset.SIDE), "l1": (None, 1.0 / Dataset.DIM), "linf": (None, 1.0)},
+}
+ROBUST = "robust"  # stands beside the attacks' names for the least of all
+
+
+def least_distances(net, faces, labels, attack, norm, radii=(), **options):
+    """Look for the nearest file of each face that `net` calls wrong; yields a text a step, returns [N] float64.
+
+    net     [?, 2304] in the course's scale -> [?, 2] logits
+    faces   [N, 2304] uint8;  labels  [N] int, the right answers
+    attack  a name of Attacks.ATTACKS;  options  of it;  norm  l2, l1 or linf: in which distance
+    radii   of the balls, where the attack is bound to one, ascending, grey levels
+    returns grey levels; 0 where the net errs without noise, infinite where no file was found
+    """
+    says = tf.argmax(net(tf.constant(Dataset.to_float(faces))), axis=1).numpy()
+    distance = np.where(says == labels, math.inf, 0.0)
+    for run in _runs(attack, norm, radii):
+        left = np.flatnonzero(np.isinf(distance))
+        if not len(left):
+            break
+        search = Attacks.build(attack, net, faces[left], 1 - labels[left], **run, **options)
+        if attack not in BALLS:
+            search.norm = norm  # the picture that is kept is the closest in this distance
+        for state in search.run():
+            yield f"{attack}, step {state['step']} of {search.steps}"
+        found = search.result()
+        distance[left] = np.where(found.fools, Attacks.distances(found.original, found.modified)[norm], math.inf)
+    return distance
+
+
+def _runs(attack, norm, radii):
+    """The options, beside the user's, of each run of an attack."""
+    if attack not in BALLS:
+        return [{"norm": norm} if "norm" in Attacks.options(attack) else {}]
+    ball, share = BALLS[attack][norm]
+    balls = [radius * share for radius in radii if radius * share >= 1.0]  # a file holds whole grey levels
+    return [{"radius": radius / Dataset.GREY_LEVELS} | ({"norm": ball} if ball else {}) for radius in balls]
+
+
+class Parts:
+    """Work on faces, part by part: `for text in parts.run()`. Each part's outcome is a file, never worked out again.
+
+    A part is known by all that it depends on, the net's weights and the faces too: what changed is worked out anew.
+    Attributes total and done count faces, once for each part they are in; parts is a list of (key, rows, path, work),
+    where work(rows) is a generator of texts that returns the content of the file.
+    """
+
+    def __init__(self, faces, labels, out, batch):
+        self.faces, self.labels, self.out, self.batch = faces, labels, Path(out) / "parts", batch
+        self.parts, self.total, self.done = [], 0, 0
+        Dataset.make_folder(self.out)
+
+    def add(self, key, net, name, suffix, settings, work):
+        """Parts of all faces: the caller's key, the net and settings they depend on, the files' name and suffix."""
+        weights = net_fingerprint(net)
+        for first in range(0, len(self.faces), self.batch):
+            rows = np.arange(first, min(first + self.batch, len(self.faces)))
+            number = fingerprint(weights, self.faces[rows], self.labels[rows], json.dumps([name, settings]))
+            path = self.out / f"{name}-{first}-{number}{suffix}"
+            self.parts.append((key, rows, path, work))
+            self.total += len(rows)
+            self.done += len(rows) if path.exists() else 0
+
+    def run(self):
+        """Work out what is missing; yields a text after every step of an attack."""
+        for _, rows, path, work in self.parts:
+            if not path.exists():
+                Dataset.write_whole(path, (yield from work(rows)))
+                self.done += len(rows)
+
+
+class Bench(Parts):
+    """Distances of all faces under several attacks of several nets: `for text in bench.run()`, then `distances()`.
+
+    nets     {name: net};  faces  [N, 2304] uint8;  labels  [N] int
+    attacks  {name of Attacks.ATTACKS: options of it};  norm, radii  as least_distances takes them
+    out      folder; parts/ in it keeps what is done, `batch` faces a file
+    """
+
+    def __init__(self, nets, faces, labels, attacks, norm, radii, out, batch):
+        super().__init__(faces, labels, out, batch)
+        radii = sorted(radii)
+        for name, net in nets.items():
+            for attack, options in attacks.items():
+                self.add((name, attack), net, f"{attack}-{norm}", ".json", [options, radii if attack in BALLS else []],
+                         functools.partial(self._search, net, attack, options, norm, radii))
+
+    def _search(self, net, attack, options, norm, radii, rows):
+        distance = yield from least_distances(net, self.faces[rows], self.labels[rows], attack, norm, radii, **options)
+        return json.dumps([None if math.isinf(value) else value for value in distance]).encode()
+
+    def distances(self):
+        """{name of the net: {attack: [N] float64, grey levels}}; of several attacks also the least, as ROBUST."""
+        found = {}
+        for (name, attack), rows, path, _ in self.parts:
+            try:
+                part = np.array(json.loads(path.read_text(encoding="utf-8")), float)  # None becomes NaN
+                assert part.shape == rows.shape
+            except (ValueError, TypeError, AssertionError):
+                raise Dataset.DataError(f"{path}: damaged; expected {len(rows)} distances; delete it, and the same "
+                                        "command measures them again") from None
+            of_net = found.setdefault(name, {})
+            of_net[attack] = np.append(of_net.get(attack, []), np.where(np.isnan(part), math.inf, part))
+        return {name: of_net | ({ROBUST: np.minimum.reduce([*of_net.values()])} if len(of_net) > 1 else {})
+                for name, of_net in found.items()}
+
+
+def fingerprint(*contents):
+    """16 hexadecimal digits that tell apart texts and arrays which differ in anything."""
+    whole = hashlib.sha256()
+    for content in contents:
+        content = content.encode() if isinstance(content, str) else np.ascontiguousarray(content).tobytes()
+        whole.update(len(content).to_bytes(8, "little") + content)
+    return whole.hexdigest()[:16]
+
+
+def net_fingerprint(net):
+    return fingerprint(net.description, *(variable.numpy() for variable in net.variables))
+
+
+def accuracy(distances, radius):
+    """The share of faces, of their distances [N], that are right within a radius (same unit)."""
+    return float(np.mean(distances > radius))
+
+
+class Transfer(Parts):
+    """Which nets are fooled by the files made on others: `for text in transfer.run()`, then `fooled(...)`.
+
+    attacked  {name: net} on which files are made, by PGD that spends the whole ball
+    norm, radii, steps  of the balls, grey levels, and of PGD;  the rest as Bench's
+    """
+
+    def __init__(self, attacked, faces, labels, norm, radii, steps, out, batch):
+        super().__init__(faces, labels, out, batch)
+        ball, share = BALLS["pgd"][norm]
+        for name, net in attacked.items():
+            for radius in sorted(radii):
+                self.add((name, radius), net, f"transfer-{norm}-{radius:g}", ".bin", [steps],
+                         functools.partial(self._search, net, ball, radius * share / Dataset.GREY_LEVELS, steps))
+
+    def _search(self, net, ball, radius, steps, rows):
+        attack = Attacks.WholeBall(net, self.faces[rows], 1 - self.labels[rows], ball, radius, steps)
+        for state in attack.run():
+            yield f"transfer, step {state['step']} of {steps}"
+        return attack.result().modified.tobytes()
+
+    def fooled(self, asked):
+        """{(name of the net attacked, radius, name of the net asked): (files that fool it, faces it calls right)}.
+
+        asked  {name: net}; a file counts where its face, without noise, is called right by the net asked
+        """
+        counts = {}
+        for name, net in asked.items():
+            ask = tf.function(lambda x: net(x), autograph=False, reduce_retracing=True)
+            right = {}  # by the first row of a part: which of its faces are called right
+            for key, rows, path, _ in self.parts:
+                labels, files = self.labels[rows], Dataset.read_faces(path)
+                if len(files) != len(rows):
+                    raise Dataset.DataError(f"{path}: damaged; expected {len(rows)} faces, found {len(files)}; delete "
+                                            "it, and the same command makes them again")
+                if rows[0] not in right:
+                    right[rows[0]] = self._says(ask, self.faces[rows]) == labels
+                errs = right[rows[0]] & (self._says(ask, files) != labels)
+                counts[*key, name] = np.add(counts.get((*key, name), (0, 0)), (errs.sum(), right[rows[0]].sum()))
+        return counts
+
+    @staticmethod
+    def _says(ask, faces):
+        return np.argmax(ask(tf.constant(Dataset.to_float(faces))), axis=1)
+
+
+def substitute(victim, dataset, net, out):
+    """The training of a net that learns what another says of faces, and nothing else of it (Papernot et al. 2017).
+
+    victim   a net, of whose answers only the label is used: one question a face of `dataset`
+    dataset  DataSet of the attacker's faces; its labels are not looked at
+    net      name of Models.NETWORKS
+    out      folder; in it the folder of the substitute's checkpoint
+    returns  Training.Trainer, not yet run, or where it was interrupted, or at its end
+    """
+    out = Path(out) / f"{net}-{fingerprint(net_fingerprint(victim), dataset.data.grey())}"
+    asked = dataset.subset(np.arange(dataset.nbdata))
+    asked.label = np.eye(2, dtype=np.float32)[dataset.logits(tf.function(lambda x: victim(x))).argmax(1)]
+    recipe = Training.Recipe()
+    Training.make_deterministic(recipe.seed)
+    learned, validation = Training.split(asked, recipe.validation, recipe.seed)
+    pupil = Models.build(net)
+    trainer = Training.Trainer(pupil, learned, validation, None, recipe, out, None, pupil.description)
+    if any((out / "last").glob("*.index")):
+        trainer.resume()
+    return trainer
+
+
+def jump_relu(x, kappa):
+    """x above kappa, else 0 (JumpReLU, Erichson et al. 2019); its gradient is ReLU's, so that attacks go through it."""
+    relu = tf.nn.relu(x)
+    return relu + tf.stop_gradient(relu * tf.cast(x > kappa, x.dtype) - relu)
+
+
+def with_jump(net, kappa):
+    """The net itself, its ReLUs replaced by JumpReLUs of one threshold. Raises UserError where it has none."""
+    layers = [layer for layer in net.submodules if getattr(layer, "activation", None) == "relu"]
+    if not layers:
+        raise Dataset.UserError(f"--jump {kappa:g}: a {type(net).__name__} without ReLU has no place for it")
+    name = f"jump {kappa}"
+    Layers.ACTIVATIONS[name] = functools.partial(jump_relu, kappa=kappa)
+    for layer in layers:
+        layer.activation = name
+    net.description = json.dumps(json.loads(net.description) | {"jump": kappa})
+    return net
+
+
+def table(distances, norm, radii):
+    """Bench.distances() as lines of aligned text: accuracy in % at each radius, and the median distance."""
+    radii = [0, *sorted(radii)]
+    sheet = [[f"{NAMES[norm]} in grey levels", "", *(f"{radius:g}" for radius in radii), "median"],
+             [f"{NAMES[norm]} of a 0..1 image", "", *(f"{radius / 255:.3f}" for radius in radii), ""]]
+    for name, of_net in distances.items():
+        for attack, distance in of_net.items():
+            median = np.median(distance)
+            sheet.append([name, attack, *(f"{100 * accuracy(distance, radius):.2f}" for radius in radii),
+                          f"{median:.1f}" if math.isfinite(median) else "-"])
+    return _aligned(sheet, 2)
+
+
+def _aligned(sheet, names):
+    """Lines of text of a list of rows of text, the first columns, `names` of them, to the left."""
+    widths = [max(map(len, column)) for column in zip(*sheet)]
+    return ["  ".join(cell.ljust(width) if number < names else cell.rjust(width)
+                      for number, (cell, width) in enumerate(zip(line, widths))).rstrip() for line in sheet]
+
+
+def matrix(fooled, norm):
+    """Transfer.fooled() as lines of aligned text: for each radius a row a net attacked, a column a net asked, in %."""
+    attacked, radii, asked = (list(dict.fromkeys(names)) for names in zip(*fooled))
+    lines = []
+    for radius in radii:
+        sheet = [[f"{NAMES[norm]} {radius:g} grey levels, {radius / 255:.3f} of a 0..1 image", *asked]]
+        for name in attacked:
+            counts = (fooled[name, radius, other] for other in asked)
+            sheet.append([name, *(f"{100 * errs / right:.2f}" if right else "-" for errs, right in counts)])
+        lines += _aligned(sheet, 1)
+    return lines
+
+
+def matrix_of_values(fooled, norm):
+    """Transfer.fooled() as the text of a CSV file, a line for each net attacked, radius and net asked."""
+    head = ["attacked", "norm", "radius_grey_levels", "radius_unit_interval", "asked", "called_right", "fooled"]
+    return _csv([head, *([name, norm, f"{radius:g}", f"{radius / 255:.6g}", other, right, errs]
+                         for (name, radius, other), (errs, right) in fooled.items())])
+
+
+def _csv(rows):
+    sheet = io.StringIO()
+    csv.writer(sheet, lineterminator="\n").writerows(rows)
+    return sheet.getvalue()
+
+
+def sheet_of_values(distances, norm, radii):
+    """Bench.distances() as the text of a CSV file, a line for each net, attack and radius."""
+    head = ["checkpoint", "attack", "norm", "radius_grey_levels", "radius_unit_interval", "faces", "correct",
+            "accuracy"]
+    return _csv([head, *([name, attack, norm, f"{radius:g}", f"{radius / 255:.6g}", len(distance),
+                          int(np.sum(distance > radius)), f"{accuracy(distance, radius):.6g}"]
+                         for name, of_net in distances.items() for attack, distance in of_net.items()
+                         for radius in [0, *sorted(radii)])])
+
+
+def plot(distances, norm, radii):
+    """Bench.distances() as curves, a colour a net and a line style an attack: a PIL picture.
+
+    Raises UserError without Matplotlib.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise Dataset.UserError('no picture without Matplotlib: pip install ".[plots]"') from None
+    furthest = max(radii)
+    figure = Figure(figsize=(8, 5), dpi=120, layout="constrained")
+    axes = figure.add_subplot()
+    for number, (name, of_net) in enumerate(distances.items()):
+        for style, (attack, distance) in enumerate(of_net.items()):
+            inside = np.sort(distance[distance <= furthest])
+            shares = 1.0 - np.arange(len(inside) + 1) / len(distance)  # after so many faces are lost
+            whole = attack == ROBUST or len(of_net) == 1
+            axes.step([0.0, *inside, furthest], 100 * np.append(shares, shares[-1]), where="post", color=f"C{number}",
+                      linestyle="-" if whole else ["--", ":", "-.", (0, (1, 4)), (0, (6, 4))][style % 5],
+                      linewidth=2.0 if whole else 1.0, label=f"{name}, {attack}")
+    axes.set(xlim=(0, furthest), ylim=(0, 100), xlabel=f"{NAMES[norm]} distance of the saved file, grey levels",
+             ylabel="accuracy, %")
+    axes.secondary_xaxis("top", functions=(lambda grey: grey / 255, lambda unit: unit * 255)).set_xlabel(
+        f"{NAMES[norm]} distance of pictures in 0..1")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize="small")
+    content = io.BytesIO()
+    figure.savefig(content, format="png")
+    return Image.open(content)
