@@ -259,8 +259,8 @@ def open_database(name, batchSize=128, nbdata=None):
     """The DataSet of a name or of a path of a data_<name>.bin; of its first `nbdata` faces, all by default."""
     data, gender, _ = database_files(name)
     if not data.exists() and str(data) != str(name):
-        raise DataError(f"{data}: no such file; expected the path of a data_<name>.bin, or a name of one in {DATABASES} "
-                        "(python -m DataBases.synthesise 10k makes one)")
+        raise DataError(f"{data}: no such file; expected the path of a data_<name>.bin, or the name of one in "
+                        f"{DATABASES} (python -m DataBases.synthesise 10k makes one)")
     return DataSet(data, gender, nbdata, batchSize)
 
 

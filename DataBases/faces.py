@@ -16,8 +16,8 @@ SCALE = 127.0  # of the eigenfaces on file, which are 8-bit numbers
 
 
 class Model(NamedTuple):
-    """mean  [2304];  eigenfaces  [components, 2304];  means  [groups, components], of the coefficients;  roots  [groups,
-    components, components], the lower triangular root of their covariance. All float32, in grey levels."""
+    """mean  [2304];  eigenfaces  [components, 2304];  means  [groups, components], of the coefficients;
+    roots  [groups, components, components], the lower triangular root of their covariance. All float32, grey levels."""
     mean: np.ndarray
     eigenfaces: np.ndarray
     means: np.ndarray
@@ -42,8 +42,8 @@ def with_mirrors(grey):
 
 
 def eigenfaces(faces, count):
-    """Of faces [N, 2304] float32 the mean [2304] and the `count` orthonormal directions of largest variance, the largest
-    first: [count, 2304]. float32."""
+    """Of faces [N, 2304] float32 the mean [2304] and the `count` orthonormal directions of largest variance, the
+    largest first: [count, 2304]. float32."""
     mean = faces.mean(0)
     rest = faces - mean
     _, directions = np.linalg.eigh(rest.T @ rest / len(rest))

@@ -3,11 +3,11 @@
     python benchmarks/samplers.py path/to/data_16k.bin path/to/data_aaf.bin path/to/data_scut.bin \
         --test path/to/data_test4k.bin
 
-The last fifth of the first database is held out: no sampler is fitted to it, and the choice is made on it. Each sampler
-is fitted to the rest, with mirror images; its faces are labelled by the net that ships, but for the row that says so. The
-nets are small (ResNet, 4 stages from 16 filters, batches of 64, flips, 5 epochs). Prints a Markdown table: means and
-standard deviations over the seeds, in percent. The rows "real faces" learn as many faces of the databases themselves,
-as annotated and as labelled by the net that ships.
+The last fifth of the first database is held out: no sampler is fitted to it, and the choice is made on it. Each
+sampler is fitted to the rest, with mirror images; its faces are labelled by the net that ships, but for the row that
+says so. The nets are small (ResNet, 4 stages from 16 filters, batches of 64, flips, 5 epochs). Prints a Markdown table:
+means and standard deviations over the seeds, in percent. The rows "real faces" learn as many faces of the databases
+themselves, as annotated and as labelled by the net that ships.
 """
 import sys
 from pathlib import Path
@@ -77,7 +77,8 @@ class Gaussians:
         if shared:
             self.roots = [faces.covariance_root(codes - self.means[member])] * len(self.sizes)
         else:
-            self.roots = [faces.covariance_root(codes[member == number] - mean) for number, mean in enumerate(self.means)]
+            self.roots = [faces.covariance_root(codes[member == number] - mean)
+                          for number, mean in enumerate(self.means)]
 
     def sample(self, count, generator):
         return self.labelled(count, generator)[0]
