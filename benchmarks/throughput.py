@@ -4,9 +4,9 @@
 
 nn4 and DenseNet (4 blocks of 2 convolutions, 16 filters), batch 128 in training (Adam, no augmentation), 500 in
 inference (float32). Each round runs every contestant once, after one round that is not counted. Prints the median
-rates, the median of the ratios to Keras within a round, what share that is of the matrix-product rate that this machine reaches in
-the same run, and which operations the time of our training step goes to. PyTorch runs where it is installed (extra
-`bench`).
+rates, the median of the ratios to Keras within a round, what share that is of the matrix-product rate that this
+machine reaches in the same run, and which operations the time of our training step goes to. PyTorch runs where it is
+installed (extra `bench`).
 """
 import sys
 from pathlib import Path
