@@ -11,7 +11,7 @@ returns as found and that are not. Passes are counted at the net, a face. An att
 others run.
 
 Last come the times until the median of our search is that of Foolbox's DDN with 500 steps. `--tune` runs every setting
-of the toolkits' options: do it on faces other than those reported. The first setting is the one it found best.
+of the toolkits' options, without it the first one alone: tune on faces other than those reported.
 Needs the extra `bench` (foolbox, adversarial-robustness-toolbox).
 """
 import sys
@@ -125,7 +125,7 @@ def grid(settings, **options):
                         if settings[option] != value)]
 
 
-CONTESTANTS = {  # name: (attack, settings, the first of them the best)
+CONTESTANTS = {  # name: (attack, settings, the first of them reported)
     "dx": (ours("dx"), [{}]),
     "dx, floats": (ours("dx"), [{"rounding": False}]),
     "ddn": (ours("ddn"), [{}]),
@@ -149,7 +149,7 @@ class Options:
     faces: Annotated[int, dict(help="how many faces, the first that the net calls right", low=1)] = 200
     passes: Annotated[tuple[int, ...], dict(help="budgets, in passes forward", nargs="+", low=1)] = (100, 500, 1000)
     attacks: Annotated[tuple[str, ...], dict(help="which; by default all", nargs="+", choices=list(CONTESTANTS))] = ()
-    tune: Annotated[bool, dict(help="every setting of the toolkits' options, not the best alone")] = False
+    tune: Annotated[bool, dict(help="every setting of the toolkits' options, not the first alone")] = False
 
 
 @dataclasses.dataclass(frozen=True)
