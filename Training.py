@@ -54,11 +54,11 @@ LOSSES = {            # name: loss of each face, from labels and probabilities [
 }
 
 OPTIMIZERS = {  # name: (class, its arguments, learning rate, weight decay)
-    "sgd": (tf.keras.optimizers.SGD, {}, 0.1, 1e-3),
-    "momentum": (tf.keras.optimizers.SGD, dict(momentum=0.9), 0.02, 5e-3),
-    "nesterov": (tf.keras.optimizers.SGD, dict(momentum=0.9, nesterov=True), 0.02, 5e-3),
-    "adagrad": (tf.keras.optimizers.Adagrad, {}, 0.02, 5e-3),
-    "rmsprop": (tf.keras.optimizers.RMSprop, {}, 1e-3, 0.1),
+    "sgd": (tf.keras.optimizers.SGD, {}, 0.3, 5e-4),
+    "momentum": (tf.keras.optimizers.SGD, dict(momentum=0.9), 0.1, 1e-3),
+    "nesterov": (tf.keras.optimizers.SGD, dict(momentum=0.9, nesterov=True), 0.1, 1e-3),
+    "adagrad": (tf.keras.optimizers.Adagrad, {}, 0.1, 1e-3),
+    "rmsprop": (tf.keras.optimizers.RMSprop, {}, 2e-3, 0.05),
     "adam": (tf.keras.optimizers.Adam, {}, 5e-3, 0.05),
 }
 
