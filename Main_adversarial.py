@@ -54,10 +54,10 @@ class Options:
     checkpoint: Annotated[str | None, dict(help="folder or prefix; by default the newest training under checkpoints/, "
                                            "else pretrained/", metavar="DIR_OR_PREFIX")] = None
     out: Annotated[str, dict(help="folder of what is written", metavar="DIR")] = "."
-    name: Annotated[str | None, dict(help="<name> of the files, by default that of the picture",
-                                     metavar="NOM1_NOM2")] = None
+    name: Annotated[str | None, dict(help="<name> of the files, by default the picture's", metavar="NOM1_NOM2")] = None
     logs: Annotated[str | None, dict(help="folder in which TensorBoard finds how the noise grew, step by step",
                                      metavar="DIR")] = None
+    all: Annotated[bool, dict(help="every face of a photo, the largest first: adv_<name>_1, adv_<name>_2, ...")] = False
     json: Annotated[bool, dict(help="one JSON document on stdout, nothing else")] = False
     show: Annotated[bool, dict(help="open the strip in a window where there is a display")] = True
     seed: Annotated[int | None, dict(help="dx, pgd: of DX's start (default: 0)", low=0, high=2**31)] = None
@@ -70,11 +70,22 @@ def main(argv=None):
     name = options.name or Path(options.path).stem
     if Path(name).name != name:
         raise Dataset.UserError(f"--name {name}: expected a name without folders; --out takes the folder")
-    (face,) = photo.read(options.path)
+    faces = photo.read(options.path, options.all)
+    net, _ = Models.load(options.checkpoint or Console.default_checkpoint())
+    reports = [mislead(options, net, face, wrong, mask, f"{name}_{number}" if options.all else name)
+               for number, face in enumerate(faces, 1)]
+    if options.json:
+        print(json.dumps(reports if options.all else reports[0], indent=1))
+    elif options.logs:
+        print(f"steps written; to watch the noise grow: tensorboard --samples_per_plugin images={PICTURES + 1} "
+              f"--logdir {options.logs}", file=sys.stderr)
+    return 0 if all(report["fools"] for report in reports) else 1
+
+
+def mislead(options, net, face, wrong, mask, name):
+    """Attack one face, write adv_<name>_*, say what came of it: the report."""
     if face.note and not options.json:
         print(f"{options.path}: {face.note}", file=sys.stderr)
-    net, _ = Models.load(options.checkpoint or Console.default_checkpoint())
-
     given = {option: getattr(options, option) for option in ATTACK_OPTIONS}
     if options.radius is not None:
         given["radius"] = options.radius / Dataset.GREY_LEVELS
@@ -94,18 +105,12 @@ def main(argv=None):
     tiles = [(face.view, face.note)] if face.view else []
     tiles += [(found.original[0], f"original: {before}"), (found.modified[0], f"modified: {after}"),
               (found.amplified[0], "noise, 50 times")]
-    sheet = Console.strip(*zip(*tiles))
     paths["strip"] = str(Path(options.out) / f"adv_{name}.png")
-    shown = Console.present(sheet, paths["strip"], options.show and not options.json)
-    if options.json:
-        print(json.dumps(report, indent=1))
-    else:
+    shown = Console.present(Console.strip(*zip(*tiles)), paths["strip"], options.show and not options.json)
+    if not options.json:
         print_report(options, before, after, report)
         print(shown, file=sys.stderr)
-        if options.logs:
-            print(f"steps written; to watch the noise grow: tensorboard --samples_per_plugin images={PICTURES + 1} "
-                  f"--logdir {options.logs}", file=sys.stderr)
-    return 0 if report["fools"] else 1
+    return report
 
 
 def parse_box(text):

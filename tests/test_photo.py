@@ -278,6 +278,15 @@ def test_mislead_takes_the_face_of_a_photo(in_folder, checkpoint, capsys, detect
         assert sheet.size == (4 * 200 + 8, 232)
 
 
+def test_mislead_takes_every_face_of_a_photo(in_folder, checkpoint, capsys, detector):
+    draw(draw(background(640, 480), (120, 200), 120), (420, 220), 220).save("two.png")
+    call(Main_adversarial, "two.png", "woman", "--all", "--json", "--steps", "20", "--checkpoint", checkpoint)
+    reports = json.loads(capsys.readouterr().out)
+    for number, (report, face) in enumerate(zip(reports, photo.read("two.png", every=True), strict=True), 1):
+        assert report["paths"]["ori"] == f"adv_two_{number}_ori.raw" and report["box"] == list(face.box)
+        np.testing.assert_array_equal(np.fromfile(report["paths"]["ori"], np.uint8), face.grey.ravel())
+
+
 @pytest.mark.skipif(not REAL_FACES.is_dir(), reason="no real faces beside the project")
 def test_portraits_are_found(detector):
     """Each shows one face that takes most of it: a right box is one, and large."""
