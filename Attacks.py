@@ -122,7 +122,7 @@ class Attack:
     def result(self):
         """The Result so far: the last DX is looked at, then the net is asked about the pictures as files hold them."""
         saved = self._saved(self.dx)
-        self._keep(saved, self._lead(self.net(saved)) > MARGIN)
+        self._keep(saved, _lead(self.net(saved), self.wrong) > MARGIN)
         modified = Dataset.to_grey(self.best)
         says = tf.argmax(self.net(tf.constant(Dataset.to_float(modified))), axis=1)
         steps = int(self.done)
@@ -153,7 +153,7 @@ class Attack:
             picture = self.x + self.dx
             saved = self._saved(self.dx)
             logits = self.net(picture + tf.stop_gradient(saved - picture))
-            lead = self._lead(logits)
+            lead = _lead(logits, self.wrong)
             loss = tf.reduce_sum(self._loss(logits, lead))
         gradient = tape.gradient(loss, self.dx) * self.mask
         self.asked.assign(saved)
@@ -163,9 +163,6 @@ class Attack:
         dx = self._in_range(self._move(gradient, lead, fools))
         self.dx.assign(tf.where(fools[:, None], before, dx) if self.stops else dx)
         self.done.assign_add(1)
-
-    def _lead(self, logits):
-        return tf.reduce_sum(logits * (2.0 * tf.one_hot(self.wrong, 2) - 1.0), axis=1)
 
     def _saved(self, dx):
         """The pictures x + dx as the files would hold them: [N, 2304], course scale."""
@@ -212,6 +209,16 @@ def _steps(steps):
     if steps < 1:
         raise Dataset.UserError(f"steps {steps}: expected 1 or more")
     return steps
+
+
+def _lead(logits, wrong):
+    """How far the wrong label's logit is above the other: [N], of logits [N, 2] and labels [N]."""
+    return tf.reduce_sum(logits * (2.0 * tf.one_hot(wrong, 2) - 1.0), axis=1)
+
+
+def _l2_ball(dx, radius):
+    """Rows of dx [N, 2304] outside an L2 ball scaled back to it."""
+    return dx * (radius / tf.maximum(tf.norm(dx, axis=1, keepdims=True), radius))
 
 
 def _unit(rows):
@@ -343,7 +350,7 @@ class PGD(Attack):
         if self.norm == "linf":
             whole = math.floor(self.radius * Dataset.GREY_LEVELS) / Dataset.GREY_LEVELS
             return tf.clip_by_value(dx, -whole, whole)
-        dx *= self.radius / tf.maximum(tf.norm(dx, axis=1, keepdims=True), self.radius)
+        dx = _l2_ball(dx, self.radius)
         outside = self._outside(dx)
         while tf.reduce_any(outside):
             dx = tf.where(outside, 0.995 * dx, dx)
@@ -380,14 +387,12 @@ def push(net, x, wrong, radius, steps, seed):
     radius  of the ball, course scale;  seed  [2] int32
     returns [N, 2304] float32: pictures, none further than the radius from its face
     """
-    sign = 2.0 * tf.one_hot(wrong, 2) - 1.0
     dx = radius * _unit(tf.random.stateless_normal(tf.shape(x), seed))
     for _ in range(steps):
         with tf.GradientTape() as tape:
             tape.watch(dx)
-            lead = tf.reduce_sum(sign * tf.cast(net(x + dx), tf.float32))
-        dx += 2.5 * radius / steps * _unit(tape.gradient(lead, dx))
-        dx *= radius / tf.maximum(tf.norm(dx, axis=1, keepdims=True), radius)
+            lead = _lead(tf.cast(net(x + dx), tf.float32), wrong)
+        dx = _l2_ball(dx + 2.5 * radius / steps * _unit(tape.gradient(lead, dx)), radius)
         dx = tf.clip_by_value(x + dx, Dataset.BLACK, Dataset.WHITE) - x
     return x + dx
 

@@ -239,6 +239,12 @@ class Report(Console.Progress):
 
 # Who belongs together
 
+def standardised(rows):
+    """Rows [N, dim] float32 of mean 0 and length 1: the product of two is their correlation."""
+    rows = rows - rows.mean(1, keepdims=True)
+    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-6)
+
+
 def near_duplicates(faces, block=4096):
     """Which faces show the same photograph, or its mirror image: pairs [n, 2] of rows, each pair once.
 
@@ -247,8 +253,7 @@ def near_duplicates(faces, block=4096):
     """
     count, step = len(faces), Dataset.SIDE // FINE
     fine = faces.reshape(count, FINE, step, FINE, step).mean((2, 4), np.float32).reshape(count, -1)
-    fine -= fine.mean(1, keepdims=True)
-    fine /= np.maximum(np.linalg.norm(fine, axis=1, keepdims=True), 1e-6)
+    fine = standardised(fine)
     mirrored = fine.reshape(count, FINE, FINE)[:, :, ::-1].reshape(count, -1)
     report = Report(count, 0, "faces")
     pairs = [np.empty((0, 2), int)]

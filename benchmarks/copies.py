@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 
 import Dataset
-from DataBases import faces
+from DataBases import build, faces
 
 PERCENTILES = 5, 25, 50, 75, 95, 99, 100
 SHEET = 5, 12  # rows, columns
@@ -35,22 +35,16 @@ class Options:
     sheet: Annotated[str | None, dict(help="write a picture of 60 faces of nobody", metavar="PNG")] = None
 
 
-def standardised(grey):
-    """Rows of mean 0 and length 1: the product of two is their correlation."""
-    rows = grey - grey.mean(1, keepdims=True, dtype=np.float32)
-    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-6)
-
-
 def nearest(grey, known):
-    """The correlation of each face [N, 2304] with the nearest of `known` (standardised): [N]."""
+    """The correlation of each face [N, 2304] with the nearest of `known` (build.standardised): [N]."""
     parts = np.array_split(grey, 1 + len(grey) // 500)
-    return np.concatenate([(standardised(part.astype(np.float32)) @ known.T).max(1) for part in parts])
+    return np.concatenate([(build.standardised(part.astype(np.float32)) @ known.T).max(1) for part in parts])
 
 
 def main(argv=None):
     options = Options(**Console.parse(Options, argv, __doc__))
     fitted = np.concatenate([Dataset.open_database(name).data.grey() for name in options.fitted])
-    known = standardised(faces.with_mirrors(fitted))
+    known = build.standardised(faces.with_mirrors(fitted))
     drawn = Dataset.open_database(options.synthesised).data.grey()
     unseen = Dataset.open_database(options.unseen).data.grey()
     print("| correlation with the nearest fitted face | faces | "

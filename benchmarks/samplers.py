@@ -16,13 +16,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import Console
 
 import dataclasses
-import functools
 import statistics
 import tempfile
 from typing import Annotated
 
 import numpy as np
 
+import ablations
 import Dataset
 import Models
 import Training
@@ -209,12 +209,6 @@ def accuracy(grey, labels, seed, bases):
             return [100 * base.mean_accuracy(trainer.predict) for base in bases]
 
 
-def print_row(name, results):
-    columns = [f"{statistics.mean(values):.2f}" + (f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else "")
-               for values in zip(*results)]
-    print(f"| {name} | {' | '.join(columns)} |", flush=True)
-
-
 def main(argv=None):
     options = Options(**Console.parse(Options, argv, __doc__))
     first, *others = [Dataset.open_database(name) for name in options.databases]
@@ -225,26 +219,26 @@ def main(argv=None):
     real = Codes(grey, women, 1000)
     print("| sampled from | held out | test |\n|---|---|---|", flush=True)
 
-    def some(seed, labels):
-        rows = np.random.default_rng(seed).choice(len(grey), min(options.faces, len(grey)), replace=False)
-        answers = labels(grey[rows]) if labels else women[rows]
-        return grey[rows], np.eye(2, dtype="<f4")[answers]
-
-    answer = synthesise.Source(0, real).answer
-    rows = {name: functools.partial(by_teacher, make) for name, make in SAMPLERS.items()}
-    rows[CLASSES] = functools.partial(by_class, SAMPLERS["one Gaussian a class, 400"])
-    for name, labelled in rows.items():
+    answer = synthesise.Source(0).answer
+    rows = [(name, make, by_teacher) for name, make in SAMPLERS.items()]
+    rows.append((CLASSES, SAMPLERS["one Gaussian a class, 400"], by_class))
+    for name, make, labelled in rows:
         if not options.rows or name in options.rows:
-            sampler = labelled.args[0](real)
-            print_row(name, [accuracy(*labelled.func(sampler, options.faces, seed), seed, bases)
-                             for seed in range(options.seeds)])
-    for name, labels in ("real faces", None), ("real faces, labelled by the net", lambda x: teacher(answer, x)):
+            sampler = make(real)
+            ablations.print_row(name, [accuracy(*labelled(sampler, options.faces, seed), seed, bases)
+                                       for seed in range(options.seeds)])
+    for name, asked in ("real faces", False), ("real faces, labelled by the net", True):
         if not options.rows or name in options.rows:
-            print_row(name, [accuracy(*some(seed, labels), seed, bases) for seed in range(options.seeds)])
+            results = []
+            for seed in range(options.seeds):
+                drawn = np.random.default_rng(seed).choice(len(grey), min(options.faces, len(grey)), replace=False)
+                answers = by_net(answer, grey[drawn]) if asked else women[drawn]
+                results.append(accuracy(grey[drawn], np.eye(2, dtype="<f4")[answers], seed, bases))
+            ablations.print_row(name, results)
     return 0
 
 
-def teacher(answer, grey):
+def by_net(answer, grey):
     return np.concatenate([answer(part).numpy().argmax(1) for part in np.array_split(grey, 1 + len(grey) // 1000)])
 
 
