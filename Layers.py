@@ -206,9 +206,11 @@ class DenseBlock(_Layer):
         self.cv = conv(f"{name} red", output_dim, 1, 1, dropout_rate, **options)
 
     def __call__(self, x, log_summary=False, training=False):
+        parts = [x]
         for layer in self.block:
-            x = tf.concat([x, layer(x, log_summary, training)], axis=3)
-        return self.cv(self.mp(x), log_summary, training)
+            parts.append(layer(tf.concat(parts, axis=3), log_summary, training))
+        # Each part is pooled for itself, so that they are joined where a quarter of the pixels is left.
+        return self.cv(tf.concat([self.mp(part) for part in parts], axis=3), log_summary, training)
 
 
 class ResidualBlock(_Layer):
