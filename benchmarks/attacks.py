@@ -5,10 +5,10 @@
 
 Misleads the first faces that the net calls right and prints a line an attack and a budget of passes. Distances are L2
 of 0..1 pictures, medians over all faces, one that was not misled counting as infinitely far (`their L2`: over the files
-that fool). `repaired` is the noise scaled up, by half a percent at a time, until the rounded picture fools. What is
-called found are pictures inside 0..1 of which the net says the wrong label; falsely reported are those that an attack
-returns as found and that are not. Passes are counted at the net, a face. An attack that crashes is reported, and the
-others run.
+that fool). `repaired` is the noise scaled up, by half a percent at a time, until the rounded picture fools; `area` that
+under the curve of accuracy against the distance of these files, from 0 to FURTHEST. What is called found are pictures
+inside 0..1 of which the net says the wrong label; falsely reported are those that an attack returns as found and that
+are not. Passes are counted at the net, a face. An attack that crashes is reported, and the others run.
 
 Last come the times until the median of our search is that of Foolbox's DDN with 500 steps. `--tune` runs every setting
 of the toolkits' options, without it the first one alone: tune on faces other than those reported.
@@ -32,6 +32,7 @@ import Dataset
 import Models
 
 REPAIRS = 1.005 ** np.arange(600)  # times the noise, up to 20
+FURTHEST = 2.0
 RACE = (20, 30, 40, 50, 60, 80, 100, 150, 200, 300, 500)
 RIVAL = ("Foolbox DDN", 500)
 
@@ -161,6 +162,7 @@ class Row:
     files_l2: float
     repaired: float
     repaired_l2: float
+    area: float
     nan: int
     black: int
     outside: int
@@ -196,7 +198,8 @@ def judge(net, faces, wrong, pictures, reported):
     return {"found": found.mean(), "l2": np.median(np.where(found, np.linalg.norm(noise, axis=1), np.inf)),
             "files": np.isfinite(saved).mean(),
             "files_l2": np.median(saved[np.isfinite(saved)]) if np.isfinite(saved).any() else np.inf,
-            "repaired": np.isfinite(repaired).mean(), "repaired_l2": np.median(repaired), "nan": int((~finite).sum()),
+            "repaired": np.isfinite(repaired).mean(), "repaired_l2": np.median(repaired),
+            "area": np.minimum(repaired, FURTHEST).mean(), "nan": int((~finite).sum()),
             "black": int(black.sum()), "outside": int(outside.sum()), "false": int((reported & ~found).sum())}
 
 
@@ -233,9 +236,9 @@ def main(argv=None):
     right = np.flatnonzero(dataset.logits(ask).argmax(1) == annotated)[:options.faces]
     faces, wrong = dataset.data.grey(right), 1 - annotated[right]
     print(f"{len(faces)} faces")
-    print("| attack | budget | found | L2 | files that fool | their L2 | repaired | L2 | NaN | black | outside 0..1 "
-          "| falsely reported | forward | backward | s |")
-    print("|---" * 15 + "|")
+    print("| attack | budget | found | L2 | files that fool | their L2 | repaired | L2 | area | NaN | black "
+          "| outside 0..1 | falsely reported | forward | backward | s |")
+    print("|---" * 16 + "|")
     rows = {}
     for passes in options.passes:
         for name in options.attacks or CONTESTANTS:
@@ -255,8 +258,8 @@ def line(row):
     if isinstance(row, Exception):
         return f"crashed: {type(row).__name__}: {' '.join(str(row).split())[:80]}"
     return (f"{100 * row.found:.1f} % | {row.l2:.4f} | {100 * row.files:.1f} % | {row.files_l2:.4f} | "
-            f"{100 * row.repaired:.1f} % | {row.repaired_l2:.4f} | {row.nan} | {row.black} | {row.outside} | "
-            f"{row.false} | {row.forward:.0f} | {row.backward:.0f} | {row.seconds:.1f}")
+            f"{100 * row.repaired:.1f} % | {row.repaired_l2:.4f} | {row.area:.4f} | {row.nan} | {row.black} | "
+            f"{row.outside} | {row.false} | {row.forward:.0f} | {row.backward:.0f} | {row.seconds:.1f}")
 
 
 if __name__ == "__main__":

@@ -183,7 +183,8 @@ def main(argv=None):
               for name in names}
     for name in names:
         last = statistics.median(curve[-1][1] for curve in curves[name])
-        print(f"| {name} | {len(curves[name])} | {median[name][0]:.1f} | {median[name][1]:.1f} | {100 * last:.1f} % |")
+        seconds = (f"{value:.1f}" if value < math.inf else "-" for value in median[name])
+        print(f"| {name} | {len(curves[name])} | {' | '.join(seconds)} | {100 * last:.1f} % |")
     for number, goal in enumerate(GOALS):
         ours, other = (min((median[name][number] for name in names if (name in QUICK) == mine), default=math.nan)
                        for mine in (True, False))

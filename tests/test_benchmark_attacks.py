@@ -26,7 +26,8 @@ def test_what_becomes_of_pictures_by_hand():
     wrong = np.ones(5, int)
     row = bench.judge(first_pixel, faces, wrong, pictures, reported=np.array([True, True, True, True, False]))
     assert row == {"found": 0.4, "l2": np.inf, "files": 0.4, "files_l2": pytest.approx(78 / 255), "repaired": 0.6,
-                   "repaired_l2": pytest.approx(155 / 255), "nan": 1, "black": 1, "outside": 1, "false": 3}
+                   "repaired_l2": pytest.approx(155 / 255), "area": pytest.approx((1 + 155 + 1 + 2 * 510) / 255 / 5),
+                   "nan": 1, "black": 1, "outside": 1, "false": 3}
     found = bench.judge(first_pixel, faces[4:], wrong[4:], pictures[4:], reported=np.array([True]))
     assert found["l2"] == pytest.approx(1 / 255) and found["false"] == 0
 
@@ -102,4 +103,4 @@ def test_the_table(tmp_path, checkpoint, capsys):
     assert [row.split(" | ")[0] for row in rows] == ["| dx", "| ddn"]
     for row in rows:
         assert row.count("|") == head.count("|")
-        assert row.split(" | ")[12:14] == ["32", "30"] and row.split(" | ")[4] == "100.0 %"
+        assert row.split(" | ")[13:15] == ["32", "30"] and row.split(" | ")[4] == "100.0 %"
