@@ -53,6 +53,8 @@ LOSSES = {            # name: loss of each face, from labels and probabilities [
     "bootstrap": lambda labels, p: -tf.reduce_sum((0.95 * labels + 0.05 * tf.stop_gradient(p)) * tf.math.log(p), 1),
 }
 
+NOT_COMPARED = {"out", "logs", "resume", "find_lr"}  # options of Main.py that tell two trainings apart in no way
+
 OPTIMIZERS = {  # name: (class, its arguments, learning rate, weight decay)
     "sgd": (tf.keras.optimizers.SGD, {}, 0.3, 5e-4),
     "momentum": (tf.keras.optimizers.SGD, dict(momentum=0.9), 0.1, 1e-3),
@@ -527,7 +529,8 @@ class Trainer:
         with writers["validation"].as_default(step=int(self.step)):
             options = dataclasses.asdict(self.recipe) | {"learning_rate": peak_rate(self.recipe)}
             hparams.hparams({name: value if isinstance(value, (bool, int, float, str)) else " ".join(map(str, value))
-                             for name, value in options.items() if value is not None}, trial_id=self.out.name)
+                             for name, value in options.items() if value is not None and name not in NOT_COMPARED},
+                            trial_id=self.out.name)
         return writers
 
     def _write_summaries(self, row, writers):

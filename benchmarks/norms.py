@@ -1,0 +1,73 @@
+"""One face misled under each penalty: the files, and the noise 50 times amplified, as one picture.
+
+    python benchmarks/norms.py test10k --number 3
+
+The face is one of a database that the net calls right. Beside the five files stands, for comparison, the face with random
+noise as long as that of l2. Writes benchmarks/norms.png, and says of each file what the net says, how long the noise is
+and how many pixels it changes.
+"""
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import Console
+
+import dataclasses
+from typing import Annotated
+
+import numpy as np
+
+import Attacks
+import Dataset
+import Models
+from mislead import RUNS
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    database: Annotated[str, dict(help="of the face: a name, or the path of a data_*.bin", positional=True)]
+    number: Annotated[int, dict(help="of the face in it", low=0)] = 0
+    checkpoint: Annotated[str, dict(help="folder or prefix of the net")] = "pretrained"
+    steps: Annotated[int, dict(help="passes forward and backward", low=1)] = 300
+    out: Annotated[str, dict(help="the picture to write", metavar="PNG")] = "benchmarks/norms.png"
+
+
+def main(argv=None):
+    options = Options(**Console.parse(Options, argv, __doc__))
+    net, _ = Models.load(options.checkpoint)
+    dataset = Dataset.open_database(options.database)
+    if options.number >= dataset.nbdata:
+        raise Dataset.UserError(f"--number {options.number}: {options.database} has {dataset.nbdata} faces, the first "
+                                "is number 0")
+    face, wrong = dataset.data.grey([options.number]), 1 - int(dataset.label[options.number].argmax())
+    files = {name: misled(net, face, wrong, norm, box, options.steps) for name, (norm, box) in RUNS.items()}
+    length = Attacks.distances(face, files["l2"])["l2"][0]
+    files = {"original": face} | files | {"random": with_noise(face, length)}
+    for name, file in files.items():
+        far = {norm: values[0] for norm, values in Attacks.distances(face, file).items()}
+        print(f"{name:14} {Console.verdict(Console.ask(net, file)):13} L2 {far['l2']:6.1f}  L1 {far['l1']:6.0f}  "
+              f"Linf {far['linf']:3.0f}  {far['pixels_changed']:4} pixels")
+    amplified = [Attacks.amplify(face, files[name]) for name in RUNS]
+    said = [f"{name}: {Console.verdict(Console.ask(net, file))}" for name, file in files.items()]
+    sheet = Console.strip([*files.values(), *amplified],
+                          [*said, *(f"{name}, noise 50 times" for name in RUNS)])
+    print(Console.present(sheet, options.out, False))
+    return 0
+
+
+def misled(net, face, wrong, norm, box, steps):
+    """The file of Main_adversarial.py's search: [1, 2304] uint8."""
+    search = Attacks.Misleading(net, face, [wrong], norm, steps=steps, mask=box and Attacks.box_mask(box))
+    for _ in search.run():
+        pass
+    return search.result().modified
+
+
+def with_noise(face, length):
+    """The face and Gaussian noise of this L2 norm, in grey levels, rounded: [1, 2304] uint8."""
+    noise = np.random.default_rng(0).standard_normal(face.shape)
+    return np.clip(np.rint(face + length * noise / np.linalg.norm(noise)), 0, 255).astype(np.uint8)
+
+
+if __name__ == "__main__":
+    sys.exit(Console.run(main))
