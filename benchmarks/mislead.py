@@ -1,7 +1,7 @@
 """How small the noise is that misleads a net, norm by norm, judged by the saved files.
 
     python benchmarks/mislead.py --checkpoint checkpoints/a --database path/to/data_test4k.bin
-    python benchmarks/mislead.py --checkpoint checkpoints/a --database path/to/data_test4k.bin --survive jpeg shift light
+    python benchmarks/mislead.py --checkpoint pretrained --database path/to/data_test4k.bin --survive jpeg shift light
 
 Misleads the first faces that the net calls right, writes each result as .raw, reads it back, asks the net anew and
 prints a line a norm: files that fool, medians over those of L2, L1, Linf in grey levels (and L2 of 0..1 images),
