@@ -43,6 +43,8 @@ def main(argv=None):
         if not len(faces):
             raise Dataset.UserError(f"{options.database}: no {name} in it that the net calls one; choose another")
         found = mislead(net, faces, 1 - label, options.steps)
+        if not found.fools.any():
+            raise Dataset.UserError(f"--steps {options.steps}: no file made of a {name} fools; take more")
         noise = np.abs(found.modified.astype(float) - found.original)[found.fools]
         means.append(dataset.data.grey(annotated == label).mean(0))
         maps.append(noise.mean(0))
