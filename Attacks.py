@@ -8,13 +8,18 @@ rounding straight through (Bengio et al. 2013).
 There are two labels, so an answer is one number, its lead: the logit of the wrong label minus the other. The picture
 fools where the lead is above 0. Cross entropy is softplus(-lead), its gradient a negative multiple of the lead's:
 attacks that use the direction alone descend on -lead.
+
+Where a file must fool also after it was compressed, moved or shown in another light, a Survivor is asked in place of
+the net; the loop and the attacks stay as they are.
 """
 import dataclasses
 import inspect
+import io
 import math
 
 import numpy as np
 import tensorflow as tf
+from PIL import Image
 
 import Dataset
 
@@ -95,9 +100,11 @@ class Attack:
     norm = "l2"               # a key of DISTANCES
     rounding = True           # the net sees what the file will hold
     stops = False             # a face that is misled is left as it is
+    keeps_last = False        # not the closest picture that fools: where chance has a part, that is the luckiest
 
     def __init__(self, net, faces, wrong, steps, mask=None):
         self.net, self.steps = net, _steps(steps)
+        self.ask, self.views = lambda pictures, step: net(pictures), 1  # what a step asks, and of how many pictures
         self.faces = _faces(faces)
         self.wrong = tf.constant(_wrong(wrong, len(faces)))
         self.x = tf.constant(Dataset.to_float(faces))
@@ -122,11 +129,12 @@ class Attack:
     def result(self):
         """The Result so far: the last DX is looked at, then the net is asked about the pictures as files hold them."""
         saved = self._saved(self.dx)
-        self._keep(saved, _lead(self.net(saved), self.wrong) > MARGIN)
+        self._keep(saved, _lead(self.ask(saved, self.done), self.wrong) > MARGIN)
         modified = Dataset.to_grey(self.best)
         says = tf.argmax(self.net(tf.constant(Dataset.to_float(modified))), axis=1)
         steps = int(self.done)
-        return Result(self.faces, modified, (says == self.wrong).numpy(), steps + 2, steps)
+        return Result(self.faces, modified, (says == self.wrong).numpy(), (steps + 1) * self.views + 1,
+                      steps * self.views)
 
     def watched(self):
         """The pictures of the last step as files hold them ([N, 2304] uint8), and what is to be drawn: {name: [N]}.
@@ -152,7 +160,7 @@ class Attack:
         with tf.GradientTape() as tape:
             picture = self.x + self.dx
             saved = self._saved(self.dx)
-            logits = self.net(picture + tf.stop_gradient(saved - picture))
+            logits = self.ask(_straight_through(saved, picture), self.done)
             lead = _lead(logits, self.wrong)
             loss = tf.reduce_sum(self._loss(logits, lead))
         gradient = tape.gradient(loss, self.dx) * self.mask
@@ -175,7 +183,7 @@ class Attack:
     def _keep(self, saved, fools):
         """Keep of each face the closest picture that fools, the last one while none does."""
         distance = DISTANCES[self.norm](saved - self.x)
-        closer = fools & (distance < self.closest)
+        closer = fools & (self.keeps_last | (distance < self.closest))
         keep = closer | ~tf.math.is_finite(self.closest)
         self.best.assign(tf.where(keep[:, None], saved, self.best))
         self.closest.assign(tf.where(closer, distance, self.closest))
@@ -209,6 +217,11 @@ def _steps(steps):
     if steps < 1:
         raise Dataset.UserError(f"steps {steps}: expected 1 or more")
     return steps
+
+
+def _straight_through(seen, x):
+    """`seen`, what rounding or the like made of x; the gradient is x's."""
+    return x + tf.stop_gradient(seen - x)
 
 
 def _lead(logits, wrong):
@@ -539,6 +552,142 @@ class SigmaZero(Attack):
         return tf.where(tf.abs(dx) < self.threshold, 0.0, dx)
 
 
+# What may become of a picture after it was saved
+
+QUALITIES = 50, 95  # of JPEG
+SHIFT = 2.0         # pixels, the most
+LIGHT = 0.15        # the most: share of the contrast, and brightness as a share of the way from black to white
+LUMINANCE = np.array([  # what JPEG divides by at quality 50 (ITU-T T.81, table K.1)
+    [16, 11, 10, 16, 24, 40, 51, 61], [12, 12, 14, 19, 26, 58, 60, 55], [14, 13, 16, 24, 40, 57, 69, 56],
+    [14, 17, 22, 29, 51, 87, 80, 62], [18, 22, 37, 56, 68, 109, 103, 77], [24, 35, 55, 64, 81, 104, 113, 92],
+    [49, 64, 78, 87, 103, 121, 120, 101], [72, 92, 95, 98, 112, 100, 103, 99]], np.float32)
+DCT = np.sqrt([[1 / 8]] + 7 * [[1 / 4]]) * np.cos(np.pi / 8 * np.outer(np.arange(8), np.arange(8) + 0.5))
+DCT = DCT.astype(np.float32)  # of 8 pixels
+CHANGES = {  # name: the change of pictures [N, 2304] by draws [2, N] in [-1, 1)
+    "jpeg": lambda x, draws: jpeg(x, tf.round(sum(QUALITIES) / 2 + (QUALITIES[1] - QUALITIES[0]) / 2 * draws[0])),
+    "shift": lambda x, draws: shift(x, SHIFT * draws[0], SHIFT * draws[1]),
+    "light": lambda x, draws: light(x, LIGHT * draws[0], LIGHT * draws[1]),
+}
+
+
+def jpeg(x, quality):
+    """Pictures as a grey JPEG file shows them, but where libjpeg's whole numbers round a wave of a block otherwise.
+
+    x        [N, 2304] float32, course scale;  quality  [N] float32, whole numbers in 50..100, as libjpeg counts
+    returns  [N, 2304]; gradients pass each rounding straight through (Shin and Song 2017 make it a cubic)
+    """
+    table = tf.floor((LUMINANCE * (200.0 - 2.0 * quality[:, None, None]) + 50.0) / 100.0)
+    table = tf.maximum(table, 1.0)[:, None, :, None, :]
+    blocks = tf.reshape(Dataset.GREY_LEVELS * x, [-1, Dataset.SIDE // 8, 8, Dataset.SIDE // 8, 8])
+    waves = 8.0 * tf.einsum("ui,nrisj,vj->nrusv", DCT, blocks, DCT)
+    ratio = _straight_through(tf.round(waves), waves) / (8.0 * table)  # libjpeg rounds twice
+    whole = tf.sign(ratio) * tf.floor(tf.abs(ratio) + 0.5)
+    blocks = tf.einsum("ui,nrusv,vj->nrisj", DCT, table * _straight_through(whole, ratio), DCT)
+    return _file(tf.reshape(blocks, [-1, Dataset.DIM]) / Dataset.GREY_LEVELS)
+
+
+def shift(x, right, down):
+    """Pictures [N, 2304], course scale, moved by parts of pixels: [N, 2304]; what enters is mirrored at the border.
+
+    right, down  [N] float32, pixels in [-SHIFT, SHIFT]
+    """
+    reach = math.ceil(SHIFT)
+    images = tf.reshape(x, [-1, Dataset.SIDE, Dataset.SIDE])
+    images = tf.pad(images, [[0, 0], [reach, reach], [reach, reach]], "SYMMETRIC")
+    way = tf.range(-reach, Dataset.SIDE + reach, dtype=tf.float32) - tf.range(Dataset.SIDE, dtype=tf.float32)[:, None]
+    rows, columns = (tf.nn.relu(1.0 - tf.abs(way + by[:, None, None])) for by in (down, right))  # linear interpolation
+    return _file(tf.reshape(tf.matmul(rows @ images, columns, transpose_b=True), [-1, Dataset.DIM]))
+
+
+def light(x, contrast, brightness):
+    """Pictures [N, 2304], course scale, in another light: x (1 + contrast) + brightness, cut at black and white.
+
+    contrast, brightness  [N] float32, both in [-LIGHT, LIGHT]
+    """
+    return _file(x * (1.0 + contrast[:, None]) + brightness[:, None])
+
+
+def changed(x, change, seed, count):
+    """What a change of CHANGES makes of pictures, at random: [count, N, 2304] of x [N, 2304], course scale.
+
+    seed  [2] int32; the draws, the same for all pictures, depend on it alone
+    """
+    draws = tf.random.stateless_uniform([2, count], seed, -1.0, 1.0)
+    seen = CHANGES[change](tf.tile(x, [count, 1]), tf.repeat(draws, x.shape[0], axis=1))
+    return tf.reshape(seen, [count, -1, Dataset.DIM])
+
+
+def _file(x):
+    """Pictures, course scale, as a file holds them: in range and in whole grey levels."""
+    x = tf.clip_by_value(x, Dataset.BLACK, Dataset.WHITE)
+    return _straight_through(tf.round(x * Dataset.GREY_LEVELS) / Dataset.GREY_LEVELS, x)
+
+
+class Survivor:
+    """What an attack asks in place of a net where the noise shall outlive changes of the file.
+
+    At each step it asks the net about the picture and DRAWS new changes of each kind (expectation over transformation,
+    Athalye et al. 2018). So few tell little of the many that may come: a kind's lead is the mean less twice the
+    standard deviation. The answer is the least of these and of the file's own; its gradient is that of the mean over
+    all that was asked, in which what fools least weighs most.
+
+    net      [?, 2304] in the course's scale -> [?, 2] logits;  wrong  [N] int64 labels
+    changes  names of CHANGES;  seed  of the draws, which depend on it and the step alone
+
+    Raises Dataset.UserError for a change that does not exist.
+    """
+    DRAWS = 4
+
+    def __init__(self, net, wrong, changes, seed=0):
+        if unknown := [change for change in changes if change not in CHANGES]:
+            raise Dataset.UserError(f"no change {unknown[0]!r} to survive; expected {', '.join(CHANGES)}")
+        self.net, self.wrong, self.changes, self.seed = net, wrong, changes, seed
+        self.views = 1 + self.DRAWS * len(changes)
+
+    def __call__(self, x, step):
+        """Logits [N, 2] of pictures x [N, 2304] at a step, whose lead is that of the file and its changes together."""
+        first = (tf.cast(step, tf.int32) + 1) * len(CHANGES)
+        seen = tf.concat([x[None], *(changed(x, change, [self.seed, first + number], self.DRAWS)
+                                     for number, change in enumerate(self.changes))], axis=0)
+        logits = self.net(tf.reshape(seen, [-1, Dataset.DIM]))
+        leads = tf.reshape(_lead(logits, tf.tile(self.wrong, [self.views])), [self.views, -1])
+        drawn = tf.reshape(leads[1:], [len(self.changes), self.DRAWS, -1])
+        spread = tf.math.reduce_std(drawn, axis=1) * math.sqrt(self.DRAWS / (self.DRAWS - 1))
+        least = tf.minimum(leads[0], tf.reduce_min(tf.reduce_mean(drawn, axis=1) - 2.0 * spread, axis=0))
+        share = tf.stop_gradient(tf.nn.softmax(-leads / (tf.math.reduce_std(leads, axis=0) + MARGIN), axis=0))
+        lead = tf.reduce_sum(share * leads, axis=0)
+        return 0.5 * _straight_through(least, lead)[:, None] * (2.0 * tf.one_hot(self.wrong, 2) - 1.0)
+
+
+def survival(net, files, wrong, changes, count=100):
+    """How often files fool a net after each change, of `count`: {change: [N] shares}.
+
+    files  [N, 2304] uint8;  wrong  [N] int, what the net shall say of each
+
+    JPEG is Pillow's, in files of qualities spread over the range; shifts and lights are such as no search has drawn.
+    """
+    shares = {}
+    for change in changes:
+        says = [tf.argmax(net(tf.constant(Dataset.to_float(_changed_files(face, change, count)))), axis=1)
+                for face in files]
+        shares[change] = np.mean(np.array(says) == np.reshape(wrong, [-1, 1]), axis=1)
+    return shares
+
+
+def _changed_files(face, change, count):
+    """A face [2304] uint8 after a change: [count, 2304] uint8."""
+    if change == "jpeg":
+        return np.stack([_pillow_jpeg(face, int(round(quality))) for quality in np.linspace(*QUALITIES, count)])
+    x = tf.constant(Dataset.to_float(face[None]))
+    return Dataset.to_grey(changed(x, change, [-1, 0], count)[:, 0])  # no step's seed is negative
+
+
+def _pillow_jpeg(face, quality):
+    file = io.BytesIO()
+    Image.fromarray(face.reshape(Dataset.SIDE, Dataset.SIDE)).save(file, "JPEG", quality=quality)
+    return np.asarray(Image.open(file)).reshape(-1)
+
+
 ATTACKS = {"dx": Misleading, "fgsm": FGSM, "pgd": PGD, "deepfool": DeepFool, "jsma": JSMA, "cw": CarliniWagner,
            "ddn": DDN, "sigma-zero": SigmaZero}
 
@@ -549,8 +698,8 @@ def options(name):
             if option not in ("net", "faces", "wrong", "mask")]
 
 
-def build(name, net, faces, wrong, mask=None, **given):
-    """An attack of ATTACKS by name; an option that is None is left to it.
+def build(name, net, faces, wrong, mask=None, survive=(), **given):
+    """An attack of ATTACKS by name; an option that is None is left to it. The noise outlives the CHANGES of `survive`.
 
     Raises Dataset.UserError for a name or option that does not exist, and what the attack raises.
     """
@@ -559,4 +708,8 @@ def build(name, net, faces, wrong, mask=None, **given):
     given = {option: value for option, value in given.items() if value is not None}
     if unknown := given.keys() - options(name):
         raise Dataset.UserError(f"attack {name} has no option {min(unknown)}; it has {', '.join(options(name))}")
-    return ATTACKS[name](net, faces, wrong, mask=mask, **given)
+    attack = ATTACKS[name](net, faces, wrong, mask=mask, **given)
+    if survive:
+        attack.ask = Survivor(net, attack.wrong, survive, given.get("seed", 0))
+        attack.views, attack.keeps_last = attack.ask.views, True
+    return attack

@@ -100,6 +100,15 @@ def parse(options, argv, description):
     return vars(parser.parse_args(argv))
 
 
+def parse_box(text):
+    """Four whole numbers of a text such as 12,12,24,24. Raises UserError for any other."""
+    try:
+        x, y, width, height = map(int, text.split(","))
+    except ValueError:
+        raise Dataset.UserError(f"--box {text}: expected X,Y,W,H, four whole numbers such as 12,12,24,24") from None
+    return x, y, width, height
+
+
 def run(main, argv=None):
     """Run an entry script's `main(argv)`: its exit code; a user's mistake is one line on stderr and exit code 2."""
     script = Path(sys.argv[0]).name

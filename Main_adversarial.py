@@ -3,6 +3,7 @@
     python Main_adversarial.py face.png woman
     python Main_adversarial.py face.png woman --norm linf --box 12,12,24,24
     python Main_adversarial.py face.png woman --attack pgd --radius 4
+    python Main_adversarial.py face.png woman --survive jpeg,shift,light
     python Main_adversarial.py face.png woman --logs logs/adv      and watch: tensorboard --logdir logs
 
 Writes adv_<name>_ori, _mod and _amp (the noise 50 times amplified) as .raw and .png, and the three side by side.
@@ -51,6 +52,7 @@ class Options:
     rounding: Annotated[bool | None, dict(help="dx, ddn: show the net the rounded picture (default: yes)")] = None
     box: Annotated[str | None, dict(help="rectangle in pixels outside of which not a bit changes",
                                     metavar="X,Y,W,H")] = None
+    survive: Annotated[tuple, dict(help="fool also after jpeg, shift, light", nargs="+", metavar="CHANGE")] = ()
     checkpoint: Annotated[str | None, dict(help="folder or prefix; by default the newest training under checkpoints/, "
                                            "else pretrained/", metavar="DIR_OR_PREFIX")] = None
     out: Annotated[str, dict(help="folder of what is written", metavar="DIR")] = "."
@@ -66,7 +68,7 @@ class Options:
 def main(argv=None):
     options = Options(**Console.parse(Options, argv, __doc__))
     wrong = Dataset.parse_label(options.wronglabel)
-    mask = None if options.box is None else Attacks.box_mask(parse_box(options.box))
+    mask = None if options.box is None else Attacks.box_mask(Console.parse_box(options.box))
     name = options.name or Path(options.path).stem
     if Path(name).name != name:
         raise Dataset.UserError(f"--name {name}: expected a name without folders; --out takes the folder")
@@ -87,19 +89,21 @@ def mislead(options, net, face, wrong, mask, name):
     if face.note and not options.json:
         print(f"{options.path}: {face.note}", file=sys.stderr)
     given = {option: getattr(options, option) for option in ATTACK_OPTIONS}
+    survive = ",".join(options.survive).split(",") if options.survive else ()
     if options.radius is not None:
         given["radius"] = options.radius / Dataset.GREY_LEVELS
 
     started = time.monotonic()
-    attack = Attacks.build(options.attack, net, face.grey.reshape(1, -1), [wrong], mask, **given)
+    attack = Attacks.build(options.attack, net, face.grey.reshape(1, -1), [wrong], mask, survive, **given)
     found = search(attack, options.logs and Path(options.logs) / f"adv_{name}")
     seconds = time.monotonic() - started
     paths = write(found, Path(options.out) / f"adv_{name}")
     report = describe(net, found, paths, wrong) | {
-        "attack": options.attack, "norm": attack.norm, "steps": found.backward, "seconds": seconds,
-        "passes": {"forward": found.forward, "backward": found.backward}}
-    if face.box:
-        report["box"] = list(face.box)
+        "attack": options.attack, "norm": attack.norm, "steps": int(attack.done), "seconds": seconds,
+        "passes": {"forward": found.forward, "backward": found.backward}} | ({"box": [*face.box]} if face.box else {})
+    if survive:
+        shares = Attacks.survival(net, found.modified, [wrong], survive)
+        report["survives"] = {change: float(share[0]) for change, share in shares.items()}
 
     before, after = (Console.verdict(report[when]) for when in ("before", "after"))
     tiles = [(face.view, face.note)] if face.view else []
@@ -111,14 +115,6 @@ def mislead(options, net, face, wrong, mask, name):
         print_report(options, before, after, report)
         print(shown, file=sys.stderr)
     return report
-
-
-def parse_box(text):
-    try:
-        x, y, width, height = map(int, text.split(","))
-    except ValueError:
-        raise Dataset.UserError(f"--box {text}: expected X,Y,W,H, four whole numbers such as 12,12,24,24") from None
-    return x, y, width, height
 
 
 def search(attack, logs=None):
@@ -133,7 +129,7 @@ def search(attack, logs=None):
         progress.clear()
         found = attack.result()
         if logs:
-            log_pictures(attack.faces, found.modified, found.backward + 1)
+            log_pictures(attack.faces, found.modified, int(attack.done) + 1)
     writer.close()
     return found
 
@@ -185,6 +181,9 @@ def print_report(options, before, after, report):
     weight = f", weight {report['weight']:.3g}" if "weight" in report else ""
     print(f"{report['pixels_changed']} of {Dataset.DIM} pixels changed; {report['steps']} steps, "
           f"{report['seconds']:.1f} s{weight}")
+    if "survives" in report:
+        shares = ", ".join(f"{change} {100 * share:.0f} %" for change, share in report["survives"].items())
+        print(f"fools after {shares} of 100 changes each")
     if before.split()[0] == report["wrong_label"]:
         print(f"the net says {report['wrong_label']} of the original already: name the other label to mislead it")
     elif not report["fools"]:

@@ -1,10 +1,12 @@
 """How small the noise is that misleads a net, norm by norm, judged by the saved files.
 
     python benchmarks/mislead.py --checkpoint checkpoints/a --database path/to/data_test4k.bin
+    python benchmarks/mislead.py --checkpoint pretrained --database path/to/data_test4k.bin --survive jpeg shift light
 
 Misleads the first faces that the net calls right, writes each result as .raw, reads it back, asks the net anew and
 prints a line a norm: files that fool, medians over those of L2, L1, Linf in grey levels (and L2 of 0..1 images),
-pixels changed, and seconds a face, all faces in one batch.
+pixels changed, and seconds a face, all faces in one batch. With --survive each search runs twice, as ever and such
+that its files outlive these changes, and the mean over all faces is added of how often a file fools after each.
 """
 import sys
 from pathlib import Path
@@ -34,6 +36,9 @@ class Options:
     database: Annotated[str, dict(help="data_*.bin of the faces", required=True)] = ""
     faces: Annotated[int, dict(help="how many faces, the first that the net calls right", low=1)] = 200
     steps: Annotated[int, dict(help="passes forward and backward", low=1)] = 300
+    penalty: Annotated[tuple, dict(help="rows of the table", nargs="+", choices=list(RUNS))] = tuple(RUNS)
+    survive: Annotated[tuple, dict(help="changes that the files must outlive", nargs="+",
+                                   choices=list(Attacks.CHANGES))] = ()
 
 
 def main(argv=None):
@@ -44,20 +49,30 @@ def main(argv=None):
     right = np.flatnonzero(dataset.logits(tf.function(lambda x: net(x))).argmax(1) == annotated)[:options.faces]
     faces, wrong = dataset.data.grey(right), 1 - annotated[right]
     print(f"{len(right)} faces, {options.steps} steps")
-    print("| penalty | files that fool | L2 | L1 | Linf | pixels | L2 of 0..1 | s a face |")
-    print("|---|---|---|---|---|---|---|---|")
-    for name, (norm, box) in RUNS.items():
-        started = time.monotonic()
-        search = Attacks.Misleading(net, faces, wrong, norm, steps=options.steps, mask=box and Attacks.box_mask(box))
-        for _ in search.run():
-            pass
-        found = search.result()
-        seconds = (time.monotonic() - started) / len(faces)
-        fools, saved = read_back(net, found.modified, wrong)
-        median = {norm: np.median(values[fools]) for norm, values in Attacks.distances(faces, saved).items()}
-        print(f"| {name} | {fools.sum()} of {len(faces)} | {median['l2']:.1f} | {median['l1']:.0f} | "
-              f"{median['linf']:.0f} | {median['pixels_changed']:.0f} | {median['l2'] / 255:.3f} | {seconds:.3f} |",
-              flush=True)
+    survived = "".join(f" after {change} |" for change in options.survive)
+    print(f"| penalty | files that fool | L2 | L1 | Linf | pixels | L2 of 0..1 |{survived} s a face |")
+    print("|---" * (8 + len(options.survive)) + "|")
+    for name in options.penalty:
+        for survive in ((), options.survive) if options.survive else ((),):
+            row = run(net, faces, wrong, name, options.steps, survive, options.survive)
+            print(f"| {name}{', to outlive them' if survive else ''} | {' | '.join(row)} |", flush=True)
+
+
+def run(net, faces, wrong, name, steps, survive, changes):
+    """Mislead about all faces: the cells of the table's row; `survive` are those of `changes` that the search knows."""
+    norm, box = RUNS[name]
+    started = time.monotonic()
+    search = Attacks.build("dx", net, faces, wrong, box and Attacks.box_mask(box), survive, norm=norm, steps=steps)
+    for _ in search.run():
+        pass
+    found = search.result()
+    seconds = (time.monotonic() - started) / len(faces)
+    fools, saved = read_back(net, found.modified, wrong)
+    median = {norm: np.median(values[fools]) for norm, values in Attacks.distances(faces, saved).items()}
+    shares = Attacks.survival(net, saved, wrong, changes)
+    return [f"{fools.sum()} of {len(faces)}", f"{median['l2']:.1f}", f"{median['l1']:.0f}", f"{median['linf']:.0f}",
+            f"{median['pixels_changed']:.0f}", f"{median['l2'] / 255:.3f}",
+            *(f"{100 * share.mean():.1f} %" for share in shares.values()), f"{seconds:.3f}"]
 
 
 def read_back(net, modified, wrong):

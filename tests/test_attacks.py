@@ -1,8 +1,11 @@
 """The noise stays inside picture, mask and ball, the file is what fools, and distances are the file's, near the least;
 on a linear net, where the least noise is known, each attack does what its paper says."""
+import io
+
 import numpy as np
 import pytest
 import tensorflow as tf
+from PIL import Image
 
 import Attacks
 import Dataset
@@ -333,6 +336,120 @@ def test_a_face_that_is_called_so_already_needs_no_noise(net, faces, name, optio
     np.testing.assert_array_equal(found.modified, faces[0])
 
 
+def smooth_faces(count):
+    """Waves and some noise, from black to white: [count, 2304] uint8."""
+    random = np.random.default_rng(7)
+    down, right = np.mgrid[:48, :48]
+    waves = [np.sin(down / random.uniform(3, 9)) + np.cos(right / random.uniform(3, 9)) for _ in range(count)]
+    grey = 128 + 70 * np.reshape(waves, [count, -1]) + random.normal(0, 6, [count, Dataset.DIM])
+    return np.clip(grey, 0, 255).astype(np.uint8)
+
+
+def pillow_jpeg(face, quality):
+    file = io.BytesIO()
+    Image.fromarray(face.reshape(48, 48)).save(file, "JPEG", quality=quality)
+    return np.array(Image.open(file)).reshape(-1)
+
+
+@pytest.mark.parametrize("faces", [smooth_faces(6), grey_faces(6)], ids=["waves", "noise"])
+def test_jpeg_is_pillows(faces):
+    """But for what libjpeg's whole numbers round otherwise, which now and then moves a wave of a block by one."""
+    qualities = [50, 63, 75, 86, 95, 100]
+    seen = Dataset.to_grey(Attacks.jpeg(tf.constant(Dataset.to_float(faces)), tf.constant(qualities, tf.float32)))
+    files = np.stack([pillow_jpeg(face, quality) for face, quality in zip(faces, qualities)]).astype(int)
+    off, lost = (np.abs(files - pictures).mean(1) for pictures in (seen, faces))
+    assert np.all(off < 0.3) and np.all(off[:5] < 0.25 * lost[:5])
+    assert np.all((np.abs(files - seen) > 1).mean(1) < 0.08)
+
+
+def test_a_shift_by_hand():
+    faces = smooth_faces(4)
+    seen = Attacks.shift(tf.constant(Dataset.to_float(faces)), tf.constant([2.0, 0.0, 0.5, 0.0]),
+                         tf.constant([-1.0, 0.0, 0.0, -1.75]))
+    seen = (256 * seen.numpy() + 128).reshape(4, 48, 48)
+    images = faces.reshape(4, 48, 48).astype(int)
+    np.testing.assert_array_equal(seen[0, :-1, 2:], images[0, 1:, :-2])
+    np.testing.assert_array_equal(seen[0, :-1, :2], images[0, 1:, 1::-1])
+    np.testing.assert_array_equal(seen[0, -1], seen[0, -2])
+    np.testing.assert_array_equal(seen[1], images[1])
+    np.testing.assert_array_equal(seen[2, :, 1:], np.rint((images[2, :, 1:] + images[2, :, :-1]) / 2))
+    np.testing.assert_array_equal(seen[3, :-2], np.rint((images[3, 1:-1] + 3 * images[3, 2:]) / 4))
+
+
+def test_light_by_hand():
+    x = Dataset.to_float([[0, 128, 168, 255], [100, 128, 140, 250]])
+    seen = Dataset.to_grey(Attacks.light(tf.constant(x), tf.constant([0.1, -0.15]), tf.constant([8 / 256, 0.15])))
+    assert seen.tolist() == [[0, 136, 180, 255], [143, 166, 177, 255]]  # 128 + (g - 128) (1 + c) + b, cut
+
+
+@pytest.mark.parametrize("name", Attacks.CHANGES)
+def test_gradients_pass_the_rounding_of_changes(name):
+    """A picture that is lighter by one grey level is so after the change too, but for contrast: so its gradient adds
+    up to the sum of what is passed back."""
+    x = tf.constant(Dataset.to_float(grey_faces(2)))
+    upstream = tf.random.stateless_normal([4, 2, Dataset.DIM], [0, 0])
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        seen = Attacks.changed(x, name, [3, 4], 4)
+    slope = tf.reduce_sum(tape.gradient(seen, x, upstream), axis=1)
+    factor = 1.0
+    if name == "light":
+        factor = 1.0 + Attacks.LIGHT * tf.random.stateless_uniform([2, 4], [3, 4], -1.0, 1.0)[0].numpy()[:, None]
+    np.testing.assert_allclose(slope, (upstream.numpy().sum(2) * factor).sum(0), rtol=1e-3, atol=1e-2)
+
+
+def test_changes_stay_within_their_range_and_reach_it():
+    x = tf.constant(Dataset.to_float(np.full((1, Dataset.DIM), 192)))
+    seen = Attacks.changed(x, "light", [0, 0], 300).numpy()[:, 0, 0] * 256
+    assert 0.85 * 64 - 0.15 * 256 - 0.5 < seen.min() < 25 and 103 < seen.max() < 1.15 * 64 + 0.15 * 256 + 0.5
+    line = np.zeros((48, 48))
+    line[24, 24] = 255
+    seen = Attacks.changed(tf.constant(Dataset.to_float(line.reshape(1, -1))), "shift", [0, 0], 300)
+    down, right = np.nonzero(np.reshape(Dataset.to_grey(seen), (300, 48, 48)).sum(0))
+    assert (down.min(), down.max(), right.min(), right.max()) == (22, 26, 22, 26)
+
+
+def test_files_that_shall_outlive_changes_do(net, faces):
+    plain = mislead(net, *faces, steps=100)
+    found = mislead(net, *faces, steps=100, survive=list(Attacks.CHANGES))
+    assert plain.fools.all() and found.fools.all()
+    before, after = (Attacks.survival(net, files.modified, faces[1], Attacks.CHANGES) for files in (plain, found))
+    for change in Attacks.CHANGES:
+        assert after[change].shape == (8,)
+        assert after[change].mean() > max(0.9, before[change].mean())
+    assert np.median(Attacks.distances(faces[0], found.modified)["l2"]) \
+        > np.median(Attacks.distances(faces[0], plain.modified)["l2"])
+
+
+def test_survival_is_counted_on_pillows_files(net, faces):
+    files = mislead(net, *faces, steps=100).modified
+    shares = Attacks.survival(net, files, faces[1], ["jpeg"], 10)["jpeg"]
+    says = [[int(tf.argmax(net(Dataset.to_float(pillow_jpeg(face, quality)[None])), 1)[0])
+             for quality in (50, 55, 60, 65, 70, 75, 80, 85, 90, 95)] for face in files]
+    np.testing.assert_allclose(shares, np.mean(np.array(says) == faces[1][:, None], axis=1))
+
+
+def test_a_survivor_answers_by_hand():
+    """Least of the file's own lead and, change by change, the mean less twice the standard deviation."""
+    net, faces, wrong = Linear(1, 40.0), grey_faces(3), tf.constant([0, 1, 0], tf.int64)
+    ask = Attacks.Survivor(net, wrong, ["jpeg", "light"], 5)
+    x = tf.constant(Dataset.to_float(faces))
+    sign = 2 * wrong.numpy() - 1
+    kinds = [sign * np.reshape(net(tf.reshape(Attacks.changed(x, change, [5, 3 * 7 + number], ask.DRAWS), [-1, 2304]))
+                               [:, 1], [ask.DRAWS, 3]) for number, change in enumerate(["jpeg", "light"])]
+    golden = np.min([sign * net(x)[:, 1], *(kind.mean(0) - 2 * kind.std(0, ddof=1) for kind in kinds)], axis=0)
+    logits = ask(x, tf.constant(6, tf.int64)).numpy()
+    np.testing.assert_allclose(sign * (logits[:, 1] - logits[:, 0]), golden, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", Attacks.ATTACKS)
+def test_every_attack_may_be_asked_to_survive(net, faces, name):
+    one, again = (mislead(net, *faces, name, **few_steps(name, {}), survive=["light"]) for _ in range(2))
+    np.testing.assert_array_equal(one.modified, again.modified)
+    views = 1 + Attacks.Survivor.DRAWS
+    assert one.backward % views == 0 and one.forward == one.backward + views + 1
+
+
 MISTAKES = {
     "a label that is none": ({"wrong": [2, 0]}, "wrong labels: expected 2 whole numbers, 0 (man) or 1 (woman), "
                              "found [2] int64 with [0, 2]"),
@@ -348,6 +465,8 @@ MISTAKES = {
     "an empty mask": ({"mask": np.zeros(Dataset.DIM, bool)}, "found [2304] bool, 0 pixels not zero"),
     "an unknown attack": ({"name": "magic"}, "unknown attack 'magic'; expected one of dx, fgsm, "),
     "an option of another": ({"name": "fgsm", "steps": 9}, "attack fgsm has no option steps; it has radius"),
+    "a change that is none": ({"survive": ["jpeg", "rain"]}, "no change 'rain' to survive; expected jpeg, shift, "
+                              "light"),
     "no steps": ({"name": "ddn", "steps": 0}, "steps 0: expected 1 or more"),
     "a norm of another": ({"name": "pgd", "norm": "l1"}, "norm l1: this attack has linf, l2"),
     "no radius": ({"name": "pgd", "radius": 0.0}, "radius 0 grey levels: expected 1 or more"),

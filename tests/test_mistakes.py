@@ -205,6 +205,10 @@ ATTACKS = {
     "norm of another attack": (["man", "--attack", "pgd", "--norm", "l1"], "norm l1: this attack has linf, l2"),
     "no radius": (["man", "--attack", "fgsm", "--radius", "0"], "--radius: 0: expected 1 or more"),
     "negative weight": (["man", "--weight", "-1"], "--weight: -1: expected 0 or more"),
+    "a change that is none": (["man", "--survive", "jpeg,rain"], "no change 'rain' to survive; expected jpeg, shift, "
+                              "light"),
+    "a change without a name": (["man", "--survive", "jpeg,"], "no change '' to survive"),
+    "no change": (["man", "--survive"], "--survive: expected at least one argument"),
     "no steps": (["man", "--steps", "0"], "--steps: 0: expected 1 or more"),
     "box of three": (["man", "--box", "1,2,3"], "--box 1,2,3: expected X,Y,W,H"),
     "box of words": (["man", "--box", "a,b,c,d"], "expected X,Y,W,H"),

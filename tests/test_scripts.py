@@ -214,6 +214,22 @@ def test_json_of_a_named_attack(in_folder, checkpoint, capsys, arguments, norm, 
         assert 0 < report["grey_levels"][norm] <= reached
 
 
+@pytest.mark.parametrize("written", [["jpeg,light"], ["jpeg", "light"]], ids=["commas", "spaces"])
+def test_a_face_that_shall_survive_tells_how_often(in_folder, checkpoint, capsys, written):
+    Dataset.read_faces(write_database(in_folder, "some", 4))[0].tofile("man.raw")
+    command = ["man.raw", "1", "--checkpoint", checkpoint, "--steps", "60", "--survive", *written]
+    assert call(Main_adversarial, *command, "--json") == 0
+    report = json.loads(capsys.readouterr().out)
+    net, _ = Models.load(checkpoint)
+    shares = Attacks.survival(net, np.fromfile("adv_man_mod.raw", np.uint8)[None], [1], ["jpeg", "light"])
+    assert report["survives"] == {change: share[0] for change, share in shares.items()}
+    assert report["steps"] == 60 and report["passes"]["backward"] == 60 * (1 + 2 * Attacks.Survivor.DRAWS)
+    assert call(Main_adversarial, *command) == 0
+    jpeg, light = (100 * shares[change][0] for change in ("jpeg", "light"))
+    assert (f"\nfools after jpeg {jpeg:.0f} %, light {light:.0f} % of 100 changes each\n"
+            in capsys.readouterr().out)
+
+
 @pytest.mark.parametrize("attack", ["dx", "deepfool"])
 def test_the_logs_of_an_attack_show_the_noise_grow(in_folder, checkpoint, capsys, attack):
     Dataset.read_faces(write_database(in_folder, "some", 4))[0].tofile("man.raw")
