@@ -24,6 +24,8 @@ import numpy as np
 import tensorflow as tf
 
 import Attacks
+import DataBases.faces
+import DataBases.synthesise
 import Dataset
 import Models
 import Robustness
@@ -46,6 +48,9 @@ class Options:
     jump: Annotated[tuple[float, ...], dict(help="show each net also with JumpReLUs of these thresholds in place of "
                                             "its ReLUs (Erichson et al. 2019), attacked straight through", nargs="+",
                                             low=0)] = ()
+    purify: Annotated[tuple[float, ...], dict(help="show each net also asked about the likeliest face behind the "
+                                              "picture, by the model of DataBases/, as if noise of so many grey levels "
+                                              "a pixel lay over it; attacked through that", nargs="+", low=0)] = ()
     transfer: Annotated[bool, dict(help="which nets are fooled by the files made on others")] = False
     substitute: Annotated[str | None, dict(help="transfer: make files also on a net of this kind that learns each "
                                            "checkpoint's answers alone", choices=list(Models.NETWORKS))] = None
@@ -64,10 +69,13 @@ def main(argv=None):
     check(given)
     dataset = Dataset.open_database(options.database, nbdata=options.faces)
     queries = options.substitute and Dataset.open_database(options.query_faces, nbdata=options.queries)
+    model = DataBases.faces.load(DataBases.synthesise.MODEL) if options.purify else None
     nets = {}
     for path in options.checkpoint or [Console.default_checkpoint()]:
         nets[str(path)] = Models.load(path)[0]
         nets |= {f"{path}, jump {kappa}": Robustness.with_jump(Models.load(path)[0], kappa) for kappa in options.jump}
+        nets |= {f"{path}, purified {noise}": Robustness.Purified(nets[str(path)], model, noise)
+                 for noise in options.purify}
     try:
         return (transfer if options.transfer else curves)(options, nets, dataset, queries)
     except KeyboardInterrupt:

@@ -244,6 +244,32 @@ def with_jump(net, kappa):
     return net
 
 
+class Purified(tf.Module):
+    """A net that is asked about the likeliest face behind a picture, not about the picture.
+
+    The slides' "Invert and Classify" (Samangouei et al. 2018, Defense-GAN), where the generator is a statistical model
+    of faces. There the search for the codes has a closed form, so attacks go through it by its true gradient.
+
+    net    [?, 2304] in the course's scale -> [?, 2] logits; the same is this
+    model  a DataBases.faces.Model;  noise  as its projection takes it, grey levels
+    """
+
+    def __init__(self, net, model, noise):
+        super().__init__()
+        self.net = net
+        self.description = json.dumps(json.loads(net.description) | {"purify": noise})
+        centre, gain = model.projection(noise)
+        self.centre, self.gain, self.eigenfaces = (tf.Variable(part, trainable=False) for part in (
+            Dataset.to_float(centre), gain, model.eigenfaces))
+
+    def __call__(self, x):
+        return self.net(self.face(x))
+
+    def face(self, x):
+        """The likeliest faces behind pictures, both [N, 2304] in the course's scale."""
+        return self.centre + (x - self.centre) @ self.gain @ self.eigenfaces
+
+
 def table(distances, norm, radii):
     """Bench.distances() as lines of aligned text: accuracy in % at each radius, and the median distance."""
     radii = [0, *sorted(radii)]
