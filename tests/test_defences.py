@@ -1,4 +1,6 @@
 """Defences: purification in closed form and by NumPy, what gradients see of it, and the retraining loop."""
+import dataclasses
+import signal
 import sys
 
 import numpy as np
@@ -8,13 +10,16 @@ import tensorflow as tf
 import Attacks
 import Console
 import Dataset
+import Main_retrain
 import Main_robustness
 import Models
 import Robustness
+import Training
 from DataBases import faces
 from conftest import write_database
 from test_attacks import Linear, grey_faces
 from test_robustness import Net, least
+from test_training import RECIPE, finish
 
 
 @pytest.fixture
@@ -109,6 +114,111 @@ def test_purified_nets_stand_beside_the_net_also_in_a_transfer(run, in_folder, c
     command = [few, "--checkpoint", checkpoint, "--radii", "600", "--purify", "0", "30", "--steps", "4"]
     names = [str(checkpoint), f"{checkpoint}, purified 0.0", f"{checkpoint}, purified 30.0"]
     code, out, _ = run(Main_robustness, *command, "--attack", "ddn", "--no-show")
-    assert code == 0 and all(line.startswith(f"{name}  ") for name, line in zip(names, out.splitlines()[3:], strict=True))
+    assert code == 0 and [line.split("  ")[0] for line in out.splitlines()[3:]] == names
     code, out, _ = run(Main_robustness, *command, "--transfer")
-    assert code == 0 and all(line.startswith(f"{name}  ") for name, line in zip(names, out.splitlines()[2:], strict=True))
+    assert code == 0 and [line.split("  ")[0] for line in out.splitlines()[2:]] == names
+
+
+# Retraining
+
+def finish_parts(parts):
+    for _ in parts.run():
+        pass
+
+
+@pytest.fixture(scope="module")
+def retrained(database, checkpoint, tmp_path_factory):
+    """One round against files within L2 450, and a second search: (Retraining, its rows)."""
+    recipe = dataclasses.replace(RECIPE, epochs=8, augment=("flip",))
+    Training.make_deterministic(0)
+    parts = Training.split(Dataset.open_database(database), 0.1, 0)
+    retraining = Robustness.Retraining(Models.load(checkpoint)[0], *parts, recipe, "ddn", {"steps": 25}, 450.0, 100,
+                                       tmp_path_factory.mktemp("retrained"))
+    return retraining, list(retraining.run(1, finish_parts, lambda trainer, *_: finish(trainer)))
+
+
+def test_a_round_of_retraining_leaves_fewer_faces_to_mislead(retrained):
+    first, second = retrained[1]
+    assert (first["round"], second["round"]) == (0, 1)
+    assert first["misled"] > 80 and second["attacked"] > 80
+    assert second["misled"] < 0.5 * first["misled"]
+    assert second["validation"] >= first["validation"]
+
+
+def test_what_is_learned_misleads_the_net_before_and_has_the_right_label(retrained, checkpoint):
+    retraining, (first, _) = retrained
+    files = Dataset.open_database(retraining.out / "data_round1.bin")
+    assert files.nbdata == first["misled"]
+    assert files.mean_accuracy(Models.load(checkpoint)[0]) == 0.0
+    assert files.mean_accuracy(retraining.net) > 0.5
+    faces = retraining.learned.data.grey()
+    away = np.linalg.norm(files.data.grey()[:, None].astype(np.float32) - faces, axis=2)
+    assert np.all(away.min(1) <= 450.0)
+    assert np.median(away.min(1)) == pytest.approx(first["median"], rel=1e-4)
+    np.testing.assert_array_equal(files.label, retraining.learned.label[away.argmin(1)])
+
+
+COMMAND = ["--steps", "6", "--faces", "40", "--rounds", "2", "--epochs", "1", "--batch-size", "16", "--radius", "900"]
+
+
+def test_interrupted_it_goes_on_and_ends_as_if_never_interrupted(run, database, checkpoint, monkeypatch):
+    command = ["--from", checkpoint, "--train", database, *COMMAND]
+    code, whole, err = run(Main_retrain, *command, "--out", "whole")
+    assert (code, err) == (0, "") and whole.endswith("net in whole/round2\n")
+    assert [line.split()[0] for line in whole.splitlines()[2:5]] == ["0", "1", "2"]
+    calls, build = [], Attacks.build
+
+    def build_twice(*arguments, **options):
+        calls.append(arguments)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return build(*arguments, **options)
+
+    def learn(trainer, _):
+        for _ in trainer.run():
+            signal.raise_signal(signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Attacks, "build", build_twice)
+        assert run(Main_retrain, *command, "--out", "cut")[:2] == (130, "\n".join(whole.splitlines()[:2]) + (
+            "\n\ninterrupted, and saved in cut; the same command goes on\n"))
+        patch.setattr(Console, "learn", learn)
+        monkeypatch.setattr(Training, "REPORT_STEPS", 2)
+        assert run(Main_retrain, *command, "--out", "cut")[0] == 130
+    assert len(calls) == 4  # of three parts the second again
+    assert run(Main_retrain, *command, "--out", "cut")[1] == whole.replace("whole/", "cut/")
+    nets = [Models.load(f"{folder}/round2")[0] for folder in ("whole", "cut")]
+    for one, other in zip(*(net.variables for net in nets), strict=True):
+        np.testing.assert_array_equal(one, other)
+    code, _, err = run(Main_retrain, *command, "--out", "cut", "--learning-rate", "0.1")
+    assert code == 2
+    assert err == "Main_retrain.py: cut/round1: of a retraining with other options; choose another --out\n"
+
+
+def test_where_nothing_misleads_nothing_is_learned(run, database, checkpoint, in_folder):
+    code, out, _ = run(Main_retrain, "--from", checkpoint, "--train", database, *COMMAND, "--radius", "1")
+    assert code == 0
+    assert out.splitlines()[2].split()[2:4] == ["0", "-"]
+    assert out.splitlines()[3:] == ["nothing within L2 1 grey levels misleads it any more",
+                                    f"nothing learned: {checkpoint} stays"]
+    assert not list(in_folder.rglob("data_*.bin"))
+
+
+MISTAKES = {
+    "no net": ([], ["--from"], "the following arguments are required: --from"),
+    "no faces": ([], ["--train"], "the following arguments are required: --train"),
+    "no rounds": (["--rounds", "0"], [], "--rounds: 0: expected 1 or more"),
+    "unknown attack": (["--attack", "jsma"], [], "invalid choice: 'jsma'"),
+    "radius no file can hold": (["--radius", "0.5"], [], "--radius: 0.5: expected 1 or more"),
+    "no such database": (["--train", "nowhere.bin"], [], "nowhere.bin: expected a name such as 10k"),
+    "no such checkpoint": (["--from", "nowhere"], [], "nowhere: no checkpoint"),
+}
+
+
+@pytest.mark.parametrize("more, without, words", MISTAKES.values(), ids=MISTAKES.keys())
+def test_mistakes_are_one_line(run, database, checkpoint, in_folder, more, without, words):
+    given = {"--from": checkpoint, "--train": database}
+    command = [word for flag, value in given.items() if flag not in without for word in (flag, value)]
+    code, out, err = run(Main_retrain, *command, *more)
+    assert (code, out) == (2, "") and err.count("\n") == 1 and words in err, err
+    assert not list(in_folder.iterdir())
