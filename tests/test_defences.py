@@ -17,7 +17,7 @@ import Robustness
 import Training
 from DataBases import faces
 from conftest import write_database
-from test_attacks import Linear, grey_faces
+from test_attacks import grey_faces
 from test_robustness import Net, least
 from test_training import RECIPE, finish
 
