@@ -18,7 +18,6 @@ import Main
 import Main_robustness
 import Models
 import Robustness
-import Training
 from conftest import write_database
 from test_attacks import Linear, grey_faces, least_noise
 from test_training import RECIPE, assert_same, finish, interrupt_at, trainer
