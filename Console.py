@@ -192,6 +192,22 @@ class Progress:
         print(text, flush=True)
 
 
+def work(parts):
+    """Run a Robustness.Parts to its end, with progress."""
+    progress = Progress(parts.total, parts.done, "faces")
+    for text in parts.run():
+        progress.update(parts.done, text)
+    progress.clear()
+
+
+def learn(trainer, text):
+    """Run a Training.Trainer to its end, with progress, and a text beside the bar."""
+    progress = Progress(trainer.total, int(trainer.step))
+    for row in trainer.run():
+        progress.update(row["step"], text)
+    progress.clear()
+
+
 # Answers
 
 class Committee:

@@ -24,6 +24,8 @@ import numpy as np
 import tensorflow as tf
 
 import Attacks
+import DataBases.faces
+import DataBases.synthesise
 import Dataset
 import Models
 import Robustness
@@ -46,6 +48,9 @@ class Options:
     jump: Annotated[tuple[float, ...], dict(help="show each net also with JumpReLUs of these thresholds in place of "
                                             "its ReLUs (Erichson et al. 2019), attacked straight through", nargs="+",
                                             low=0)] = ()
+    purify: Annotated[tuple[float, ...], dict(help="show each net also asked about the likeliest face behind the "
+                                              "picture, by the model of DataBases/, as if noise of so many grey levels "
+                                              "a pixel lay over it; attacked through that", nargs="+", low=0)] = ()
     transfer: Annotated[bool, dict(help="which nets are fooled by the files made on others")] = False
     substitute: Annotated[str | None, dict(help="transfer: make files also on a net of this kind that learns each "
                                            "checkpoint's answers alone", choices=list(Models.NETWORKS))] = None
@@ -64,10 +69,13 @@ def main(argv=None):
     check(given)
     dataset = Dataset.open_database(options.database, nbdata=options.faces)
     queries = options.substitute and Dataset.open_database(options.query_faces, nbdata=options.queries)
+    model = DataBases.faces.load(DataBases.synthesise.MODEL) if options.purify else None
     nets = {}
     for path in options.checkpoint or [Console.default_checkpoint()]:
         nets[str(path)] = Models.load(path)[0]
         nets |= {f"{path}, jump {kappa}": Robustness.with_jump(Models.load(path)[0], kappa) for kappa in options.jump}
+        nets |= {f"{path}, purified {noise}": Robustness.Purified(nets[str(path)], model, noise)
+                 for noise in options.purify}
     try:
         return (transfer if options.transfer else curves)(options, nets, dataset, queries)
     except KeyboardInterrupt:
@@ -92,7 +100,7 @@ def curves(options, nets, dataset, _):
     radii = options.radii or Robustness.RADII[options.norm]
     bench = Robustness.Bench(nets, faces, labels, attack_options(options), options.norm, radii, options.out,
                              options.batch_size)
-    work(bench)
+    Console.work(bench)
     distances = bench.distances()
     print(f"accuracy in % of {len(faces)} faces of {options.database}, by {Robustness.NAMES[options.norm]} distance of "
           "the saved files")
@@ -114,15 +122,16 @@ def transfer(options, nets, dataset, queries):
     faces, labels = dataset.data.grey(), dataset.label.argmax(1)
     attacked = dict(nets)
     for name, net in nets.items() if queries else ():
-        pupil = learn(Robustness.substitute(net, queries, options.substitute, Path(options.out) / "substitutes"))
-        attacked[f"substitute of {name}"] = pupil
+        training = Robustness.substitute(net, queries, options.substitute, Path(options.out) / "substitutes")
+        Console.learn(training, "substitute")
+        attacked[f"substitute of {name}"] = pupil = Models.load(training.out)[0]
         says, repeats = (dataset.logits(tf.function(lambda x: asked(x))).argmax(1) for asked in (net, pupil))
         print(f"substitute of {name}: {options.substitute}, {queries.nbdata} queries, agrees with it on "
               f"{100 * np.mean(says == repeats):.2f} % of the faces")
     radii = options.radii or Robustness.TRANSFER_RADII[options.norm]
     made = Robustness.Transfer(attacked, faces, labels, options.norm, radii, options.steps or 40, options.out,
                                options.batch_size)
-    work(made)
+    Console.work(made)
     fooled = made.fooled(nets)
     print("files made on the row's net that fool the column's, in % of the faces that this one calls right")
     print("\n".join(Robustness.matrix(fooled, options.norm)))
@@ -132,15 +141,6 @@ def transfer(options, nets, dataset, queries):
     return 0
 
 
-def learn(trainer):
-    """Run a training, with progress, to its end: the net of its best weights."""
-    progress = Console.Progress(trainer.total, int(trainer.step))
-    for row in trainer.run():
-        progress.update(row["step"], "substitute")
-    progress.clear()
-    return Models.load(trainer.out)[0]
-
-
 def attack_options(options):
     """{attack: the options of it that the user named}."""
     given = {attack: {"steps": options.steps} if options.steps and "steps" in Attacks.options(attack) else {}
@@ -148,13 +148,6 @@ def attack_options(options):
     if options.steps and not any(given.values()):
         raise Dataset.UserError(f"--steps {options.steps}: {', '.join(given)} has no steps; leave it out")
     return given
-
-
-def work(parts):
-    progress = Console.Progress(parts.total, parts.done, "faces")
-    for text in parts.run():
-        progress.update(parts.done, text)
-    progress.clear()
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ each radius in turn, on the faces left. Robust accuracy counts of each face the 
 are those of the saved pictures, in grey levels; a face that the net calls wrong without any noise has distance 0.
 """
 import csv
+import dataclasses
 import functools
 import hashlib
 import io
@@ -55,11 +56,16 @@ def least_distances(net, faces, labels, attack, norm, radii=(), **options):
         search = Attacks.build(attack, net, faces[left], 1 - labels[left], **run, **options)
         if attack not in BALLS:
             search.norm = norm  # the picture that is kept is the closest in this distance
-        for state in search.run():
-            yield f"{attack}, step {state['step']} of {search.steps}"
-        found = search.result()
+        found = yield from _searched(attack, search)
         distance[left] = np.where(found.fools, Attacks.distances(found.original, found.modified)[norm], math.inf)
     return distance
+
+
+def _searched(name, search):
+    """Run an Attack; yields a text a step, returns its Result."""
+    for state in search.run():
+        yield f"{name}, step {state['step']} of {search.steps}"
+    return search.result()
 
 
 def _runs(attack, norm, radii):
@@ -174,9 +180,8 @@ class Transfer(Parts):
 
     def _search(self, net, ball, radius, steps, rows):
         attack = Attacks.WholeBall(net, self.faces[rows], 1 - self.labels[rows], ball, radius, steps)
-        for state in attack.run():
-            yield f"transfer, step {state['step']} of {steps}"
-        return attack.result().modified.tobytes()
+        found = yield from _searched("transfer", attack)
+        return found.modified.tobytes()
 
     def fooled(self, asked):
         """{(name of the net attacked, radius, name of the net asked): (files that fool it, faces it calls right)}.
@@ -188,19 +193,115 @@ class Transfer(Parts):
             ask = tf.function(lambda x: net(x), autograph=False, reduce_retracing=True)
             right = {}  # by the first row of a part: which of its faces are called right
             for key, rows, path, _ in self.parts:
-                labels, files = self.labels[rows], Dataset.read_faces(path)
-                if len(files) != len(rows):
-                    raise Dataset.DataError(f"{path}: damaged; expected {len(rows)} faces, found {len(files)}; delete "
-                                            "it, and the same command makes them again")
+                labels, files = self.labels[rows], _files(path, rows)
                 if rows[0] not in right:
-                    right[rows[0]] = self._says(ask, self.faces[rows]) == labels
-                errs = right[rows[0]] & (self._says(ask, files) != labels)
+                    right[rows[0]] = _says(ask, self.faces[rows]) == labels
+                errs = right[rows[0]] & (_says(ask, files) != labels)
                 counts[*key, name] = np.add(counts.get((*key, name), (0, 0)), (errs.sum(), right[rows[0]].sum()))
         return counts
 
-    @staticmethod
-    def _says(ask, faces):
-        return np.argmax(ask(tf.constant(Dataset.to_float(faces))), axis=1)
+
+class Misled(Parts):
+    """Files that mislead a net about faces that it calls right: `for text in misled.run()`, then `found()`.
+
+    net, faces, labels, out, batch  as Bench's;  attack, options  a name of Attacks.ATTACKS, and options of it
+    radius  L2, grey levels: how far from its face a file may be
+    """
+
+    def __init__(self, net, faces, labels, attack, options, radius, out, batch):
+        super().__init__(faces, labels, out, batch)
+        self.net, self.radius = net, radius
+        self.add(None, net, f"misled-{attack}", ".bin", [options, radius],
+                 functools.partial(self._search, attack, options))
+
+    def _search(self, attack, options, rows):
+        (run,) = _runs(attack, "l2", [self.radius])
+        search = Attacks.build(attack, self.net, self.faces[rows], 1 - self.labels[rows], **run, **options)
+        found = yield from _searched(attack, search)
+        return found.modified.tobytes()
+
+    def found(self):
+        """(files [n, 2304] uint8, the right labels [n] int, distances [n] L2 in grey levels) of the faces misled."""
+        files, errs = [np.empty((0, Dataset.DIM), np.uint8)], [np.empty(0, bool)]
+        for _, rows, path, _ in self.parts:
+            files.append(_files(path, rows))
+            errs.append(_says(self.net, files[-1]) != self.labels[rows])
+        files = np.concatenate(files)
+        distance = Attacks.distances(self.faces, files)["l2"]
+        kept = np.concatenate(errs) & (distance <= self.radius)
+        return files[kept], self.labels[kept], distance[kept]
+
+
+def _files(path, rows):
+    files = Dataset.read_faces(path)
+    if len(files) != len(rows):
+        raise Dataset.DataError(f"{path}: damaged; expected {len(rows)} faces, found {len(files)}; delete it, and the "
+                                "same command makes them again")
+    return files
+
+
+def _says(net, faces):
+    return np.argmax(net(tf.constant(Dataset.to_float(faces))), axis=1)
+
+
+class Retraining:
+    """The slides' "Defense through retraining": attack the faces that a net learned from, learn the files that mislead
+    it too, with their right labels, and again: `for row in retraining.run(...)`.
+
+    net      to begin with; then the newest
+    learned, validation  DataSets of faces without noise
+    recipe   Training.Recipe of each round
+    attack, options, radius  as Misled takes them;  count  faces a round, drawn anew from the learned ones
+    out      folder: data_round1.bin, gender_round1.bin are the files found in the first round, round1/ is the net that
+             learned them; what is there already is not done again
+    """
+
+    def __init__(self, net, learned, validation, recipe, attack, options, radius, count, out):
+        self.net, self.learned, self.validation, self.recipe = net, learned, validation, recipe
+        self.attack, self.options, self.radius, self.count = attack, options, radius, count
+        self.out, self.found = Path(out), []  # a DataSet for each round
+
+    def run(self, rounds, work, learn):
+        """Go on until so many rounds are done or nothing misleads the newest net.
+
+        Yields of each net, the first one too, {"round", "attacked": faces called right, "misled": how many of them,
+        "median": L2 of their files in grey levels, NaN without any, "validation": accuracy without noise}.
+
+        work, learn  run a Misled, and a Trainer, to its end
+        Raises UserError where `out` holds another retraining.
+        """
+        for number in range(rounds + 1):
+            search = self._search()
+            work(search)
+            files, labels, distances = search.found()
+            yield {"round": number, "attacked": len(search.faces), "misled": len(files),
+                   "median": float(np.median(distances)) if len(files) else math.nan,
+                   "validation": self.validation.mean_accuracy(self.net)}
+            if number == rounds or not len(files):
+                return
+            training = self._training(f"round{number + 1}", files, labels)
+            learn(training)
+            self.net = Models.load(training.out)[0]
+
+    def _search(self):
+        faces = self.learned.subset(self.learned.order(len(self.found))[:self.count])
+        right = faces.logits(tf.function(lambda x: self.net(x))).argmax(1) == faces.label.argmax(1)
+        return Misled(self.net, faces.data.grey(right), faces.label[right].argmax(1), self.attack, self.options,
+                      self.radius, self.out, self.recipe.batch_size)
+
+    def _training(self, name, files, labels):
+        """The training of the next net, which begins with the newest: a Trainer, where an earlier run left it."""
+        origin = fingerprint(net_fingerprint(self.net), files, labels, json.dumps(dataclasses.asdict(self.recipe)))
+        description = json.dumps(json.loads(self.net.description) | {"retraining": origin}, indent=1)
+        saved = self.out / name / Models.DESCRIPTION
+        if saved.exists() and saved.read_text(encoding="utf-8") != description:
+            raise Dataset.UserError(f"{self.out / name}: of a retraining with other options; choose another --out")
+        data, gender, _ = Dataset.database_files(self.out / f"data_{name}.bin")
+        Dataset.write_whole(gender, np.eye(2, dtype="<f4")[labels].tobytes())
+        Dataset.write_whole(data, files.tobytes())
+        self.found.append(Dataset.open_database(data))
+        return _begun(Training.Trainer(self.net, Dataset.DataSet.join([self.learned, *self.found]), self.validation,
+                                       None, self.recipe, self.out / name, None, description))
 
 
 def substitute(victim, dataset, net, out):
@@ -219,8 +320,12 @@ def substitute(victim, dataset, net, out):
     Training.make_deterministic(recipe.seed)
     learned, validation = Training.split(asked, recipe.validation, recipe.seed)
     pupil = Models.build(net)
-    trainer = Training.Trainer(pupil, learned, validation, None, recipe, out, None, pupil.description)
-    if any((out / "last").glob("*.index")):
+    return _begun(Training.Trainer(pupil, learned, validation, None, recipe, out, None, pupil.description))
+
+
+def _begun(trainer):
+    """The Trainer itself, where an earlier run left it."""
+    if any((trainer.out / "last").glob("*.index")):
         trainer.resume()
     return trainer
 
@@ -242,6 +347,32 @@ def with_jump(net, kappa):
         layer.activation = name
     net.description = json.dumps(json.loads(net.description) | {"jump": kappa})
     return net
+
+
+class Purified(tf.Module):
+    """A net that is asked about the likeliest face behind a picture, not about the picture.
+
+    The slides' "Invert and Classify" (Samangouei et al. 2018, Defense-GAN), where the generator is a statistical model
+    of faces. There the search for the codes has a closed form, so attacks go through it by its true gradient.
+
+    net    [?, 2304] in the course's scale -> [?, 2] logits; the same is this
+    model  a DataBases.faces.Model;  noise  as its projection takes it, grey levels
+    """
+
+    def __init__(self, net, model, noise):
+        super().__init__()
+        self.net = net
+        self.description = json.dumps(json.loads(net.description) | {"purify": noise})
+        centre, gain = model.projection(noise)
+        self.centre, self.gain, self.eigenfaces = (tf.Variable(part, trainable=False) for part in (
+            Dataset.to_float(centre), gain, model.eigenfaces))
+
+    def __call__(self, x):
+        return self.net(self.face(x))
+
+    def face(self, x):
+        """The likeliest faces behind pictures, both [N, 2304] in the course's scale."""
+        return self.centre + (x - self.centre) @ self.gain @ self.eigenfaces
 
 
 def table(distances, norm, radii):

@@ -34,6 +34,23 @@ class Model(NamedTuple):
             codes[group == number] = mean + codes[group == number] @ root.T
         return np.clip(np.rint(self.mean + codes @ self.eigenfaces), 0, 255).astype(np.uint8)
 
+    def projection(self, noise):
+        """What finds the likeliest face behind a picture: centre + (picture - centre) @ gain @ eigenfaces.
+
+        The codes that it finds are the ridge regression's: least |picture - face|^2 / noise^2 plus the square of their
+        distance from the middle in the Gaussian of all groups together, equally many of each (Bishop 2006, 3.3).
+
+        noise    standard deviation of what is no face, a pixel, grey levels; 0 leaves the least squares alone
+        returns  (centre [2304] grey levels, gain [2304, components]), float32
+        """
+        roots, eigenfaces = self.roots.astype(float), self.eigenfaces.astype(float)
+        middle = self.means.mean(0)
+        away = (self.means - middle).astype(float)
+        covariance = np.mean(roots @ roots.transpose(0, 2, 1), 0) + away.T @ away / len(away)
+        precision = eigenfaces @ eigenfaces.T + noise**2 * np.linalg.inv(covariance)
+        gain = np.linalg.solve(precision, eigenfaces).T
+        return self.mean + middle @ self.eigenfaces, gain.astype(np.float32)
+
 
 def with_mirrors(grey):
     """Faces [N, 2304], then their mirror images: [2 N, 2304] float32."""

@@ -18,7 +18,6 @@ import Main
 import Main_robustness
 import Models
 import Robustness
-import Training
 from conftest import write_database
 from test_attacks import Linear, grey_faces, least_noise
 from test_training import RECIPE, assert_same, finish, interrupt_at, trainer
@@ -228,6 +227,7 @@ MISTAKES = {
     "norm without a distance": (["FEW", "--norm", "none"], "invalid choice: 'none'"),
     "radius below a grey level": (["FEW", "--radii", "0.5"], "--radii: 0.5: expected 1 or more"),
     "steps of none": (["FEW", "--attack", "fgsm", "--steps", "4"], "--steps 4: fgsm has no steps; leave it out"),
+    "noise below none": (["FEW", "--purify", "-1"], "--purify: -1: expected 0 or more"),
     "attack of a transfer": (["FEW", "--transfer", "--attack", "pgd"], "--transfer makes its files by PGD; leave"),
     "substitute without a transfer": (["FEW", "--substitute", "small"], "--substitute is an option of --transfer"),
     "substitute without faces": (["FEW", "--transfer", "--substitute", "small"], "needs both --substitute NET and"),

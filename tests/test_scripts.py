@@ -84,7 +84,7 @@ def test_mislead_writes_files_that_inference_calls_wrong(trained):
 
 
 def test_importing_a_script_starts_nothing(tmp_path):
-    code = "import Main, Main_inference, Main_adversarial, Main_robustness"
+    code = "import Main, Main_inference, Main_adversarial, Main_robustness, Main_retrain"
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)},
                           capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
