@@ -22,10 +22,10 @@ from typing import Annotated
 
 import numpy as np
 
-import ablations
 import Dataset
 import Models
 import Training
+from benchmarks import ablations, generators
 from DataBases import faces, synthesise
 
 STUDENT = Training.Recipe(epochs=5, batch_size=64, learning_rate=8e-3, augment=("flip",), averaging=0.98)
@@ -44,6 +44,7 @@ class Codes:
     """Faces and their mirror images as `count` coefficients of eigenfaces: what the samplers are fitted to."""
 
     def __init__(self, grey, women, count):
+        self.grey = grey
         both = faces.with_mirrors(grey)
         self.women = np.concatenate([women, women])
         self.mean, self.eigenfaces = faces.eigenfaces(both, count)
@@ -67,8 +68,8 @@ def k_means(points, count, rounds=8):
 
 
 class Gaussians:
-    """Gaussians of given members [N] in the space of the first `count` eigenfaces, each with a covariance of its own or
-    all with one."""
+    """Gaussians of given members [N] in the space of the first `count` codes, each with a covariance of its own or all
+    with one; real  Codes or generators.AutoEncoder"""
 
     def __init__(self, real, member, count, shared=False):
         self.real, self.sizes = real, np.bincount(member)
@@ -169,6 +170,10 @@ def centres(real, components, count):
     return Gaussians(real, k_means(codes, components), count, shared=True)
 
 
+def encoded(real, count):
+    return Gaussians(generators.AutoEncoder(real.grey, count), real.women, count)
+
+
 SAMPLERS = {
     "one Gaussian, 400 eigenfaces": lambda real: Gaussians(real, np.zeros(len(real.women), int), 400),
     "one Gaussian a class, 200": lambda real: Gaussians(real, real.women, 200),
@@ -178,6 +183,8 @@ SAMPLERS = {
     "60 Gaussians of rank 60, 400": lambda real: LowRank(real, 60, 60, 400),
     "Gaussian copula, 400": lambda real: Copula(real, 400),
     "150 eigenfaces and texture": lambda real: Textured(real, 150, 1000),
+    "one Gaussian a class, 192 codes of an autoencoder": lambda real: encoded(real, 192),
+    "GAN": lambda real: generators.Gan(real.grey),
 }
 CLASSES = "one Gaussian a class, 400, labelled by the class drawn from"
 
