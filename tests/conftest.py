@@ -1,5 +1,6 @@
-import Console  # noqa: F401  first: it silences TensorFlow's start
+import Console  # first: it silences TensorFlow's start
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -63,3 +64,13 @@ def in_folder(tmp_path, monkeypatch):
     monkeypatch.delenv("DISPLAY", raising=False)
     monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
     return tmp_path
+
+
+@pytest.fixture
+def run(in_folder, capsys, monkeypatch):
+    """Runs an entry script, a module, with arguments: (exit code, stdout, stderr)."""
+    def run(script, *arguments):
+        monkeypatch.setattr(sys, "argv", [f"{script.__name__}.py"])
+        code = Console.run(script.main, [str(argument) for argument in arguments])
+        return code, *capsys.readouterr()
+    return run

@@ -1,7 +1,6 @@
 """Defences: purification in closed form and by NumPy, what gradients see of it, and the retraining loop."""
 import dataclasses
 import signal
-import sys
 
 import numpy as np
 import pytest
@@ -20,15 +19,6 @@ from conftest import write_database
 from test_attacks import grey_faces
 from test_robustness import Net, least
 from test_training import RECIPE, finish
-
-
-@pytest.fixture
-def run(in_folder, capsys, monkeypatch):
-    def run(script, *arguments):
-        monkeypatch.setattr(sys, "argv", [f"{script.__name__}.py"])
-        code = Console.run(script.main, [str(argument) for argument in arguments])
-        return code, *capsys.readouterr()
-    return run
 
 
 # Purification

@@ -1,6 +1,5 @@
 """A user's mistake is one line on stderr (file or value, expected, found, remedy), exit code 2, and nothing written."""
 import shutil
-import sys
 import zlib
 
 import numpy as np
@@ -17,15 +16,6 @@ import Models
 from conftest import write_database
 
 FACE = np.arange(Dataset.DIM, dtype=np.uint8)
-
-
-@pytest.fixture
-def run(in_folder, capsys, monkeypatch):
-    def run(script, *arguments):
-        monkeypatch.setattr(sys, "argv", [f"{script.__name__}.py"])
-        code = Console.run(script.main, [str(argument) for argument in arguments])
-        return code, *capsys.readouterr()
-    return run
 
 
 def refuse(outcome, *expected):
