@@ -130,11 +130,11 @@ CONTESTANTS = {  # name: (attack, settings, the first of them reported)
     "dx": (ours("dx"), [{}]),
     "dx, floats": (ours("dx"), [{"rounding": False}]),
     "ddn": (ours("ddn"), [{}]),
-    "Foolbox DDN": (foolbox("DDNAttack"), grid({"init_epsilon": 1.0, "gamma": 0.05}, init_epsilon=[0.3, 3.0],
+    "Foolbox DDN": (foolbox("DDNAttack"), grid({"init_epsilon": 0.3, "gamma": 0.05}, init_epsilon=[1.0, 3.0],
                                                gamma=[0.02, 0.1])),
     "Foolbox C&W": (foolbox("L2CarliniWagnerAttack"), grid(
-        {"binary_search_steps": 5, "stepsize": 0.01, "initial_const": 1e-3, "abort_early": False},
-        binary_search_steps=[2, 9], stepsize=[0.003, 0.03, 0.1], initial_const=[0.1, 1.0], abort_early=[True])),
+        {"binary_search_steps": 5, "stepsize": 0.003, "initial_const": 1e-3, "abort_early": False},
+        binary_search_steps=[2, 9], stepsize=[0.01, 0.03, 0.1], initial_const=[0.1, 1.0], abort_early=[True])),
     "Foolbox DeepFool": (foolbox("L2DeepFoolAttack", targeted=False), grid({"overshoot": 0.02}, overshoot=[1e-4])),
     "ART C&W": (art("CarliniL2Method", 10), grid(
         {"targeted": True, "binary_search_steps": 5, "learning_rate": 0.01, "initial_const": 0.01},
