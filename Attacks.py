@@ -175,7 +175,7 @@ class Attack:
     def _saved(self, dx):
         """The pictures x + dx as the files would hold them: [N, 2304], course scale."""
         picture = self.x + dx
-        return tf.round(picture * Dataset.GREY_LEVELS) / Dataset.GREY_LEVELS if self.rounding else picture
+        return _whole(picture) if self.rounding else picture
 
     def _in_range(self, dx):
         return tf.clip_by_value(self.x + dx, Dataset.BLACK, Dataset.WHITE) - self.x
@@ -219,14 +219,24 @@ def _steps(steps):
     return steps
 
 
+def _whole(x):
+    """x, course scale, in whole grey levels."""
+    return tf.round(x * Dataset.GREY_LEVELS) / Dataset.GREY_LEVELS
+
+
 def _straight_through(seen, x):
     """`seen`, what rounding or the like made of x; the gradient is x's."""
     return x + tf.stop_gradient(seen - x)
 
 
+def _signs(wrong):
+    """1 in the column of the wrong label, -1 in the other: [N, 2] of labels [N]."""
+    return 2.0 * tf.one_hot(wrong, 2) - 1.0
+
+
 def _lead(logits, wrong):
     """How far the wrong label's logit is above the other: [N], of logits [N, 2] and labels [N]."""
-    return tf.reduce_sum(logits * (2.0 * tf.one_hot(wrong, 2) - 1.0), axis=1)
+    return tf.reduce_sum(logits * _signs(wrong), axis=1)
 
 
 def _l2_ball(dx, radius):
@@ -620,7 +630,7 @@ def changed(x, change, seed, count):
 def _file(x):
     """Pictures, course scale, as a file holds them: in range and in whole grey levels."""
     x = tf.clip_by_value(x, Dataset.BLACK, Dataset.WHITE)
-    return _straight_through(tf.round(x * Dataset.GREY_LEVELS) / Dataset.GREY_LEVELS, x)
+    return _straight_through(_whole(x), x)
 
 
 class Survivor:
@@ -656,7 +666,7 @@ class Survivor:
         least = tf.minimum(leads[0], tf.reduce_min(tf.reduce_mean(drawn, axis=1) - 2.0 * spread, axis=0))
         share = tf.stop_gradient(tf.nn.softmax(-leads / (tf.math.reduce_std(leads, axis=0) + MARGIN), axis=0))
         lead = tf.reduce_sum(share * leads, axis=0)
-        return 0.5 * _straight_through(least, lead)[:, None] * (2.0 * tf.one_hot(self.wrong, 2) - 1.0)
+        return 0.5 * _straight_through(least, lead)[:, None] * _signs(self.wrong)
 
 
 def survival(net, files, wrong, changes, count=100):

@@ -9,7 +9,6 @@ import sys
 
 import Console  # first: it silences TensorFlow's start
 
-import concurrent.futures
 import dataclasses
 import os
 import re
@@ -89,25 +88,13 @@ class Source:
         """Yield (faces [n, 2304] uint8, labels [n, 2] float32), `count` in all, half of them women."""
         generator = np.random.default_rng([self.seed, zlib.crc32(name.encode())])
         missing = np.array([count - count // 2, count // 2])
-        chunks = self._labelled(generator)
         while missing.any():
-            grey, label = next(chunks)
+            grey = self.model.sample(CHUNK, generator)
+            label = self.answer(grey).numpy().argmax(1)
             number = np.where(label, np.cumsum(label), np.cumsum(1 - label))  # which man, which woman of the chunk
             kept = number <= missing[label]
             missing -= np.bincount(label[kept], minlength=2)
             yield grey[kept], np.eye(2, dtype="<f4")[label[kept]]
-
-    def _labelled(self, generator):
-        """Yield (faces [CHUNK, 2304] uint8, the teacher's labels [CHUNK] int) without end; while the teacher is asked
-        about a chunk the next is drawn."""
-        with concurrent.futures.ThreadPoolExecutor(1) as pool:
-            asked = None
-            while True:
-                grey = self.model.sample(CHUNK, generator)
-                answer = pool.submit(self.answer, grey)
-                if asked:
-                    yield asked[0], asked[1].result().numpy().argmax(1)
-                asked = grey, answer
 
 
 def write(source, name, count, folder):

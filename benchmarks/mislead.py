@@ -60,12 +60,8 @@ def main(argv=None):
 
 def run(net, faces, wrong, name, steps, survive, changes):
     """Mislead about all faces: the cells of the table's row; `survive` are those of `changes` that the search knows."""
-    norm, box = RUNS[name]
     started = time.monotonic()
-    search = Attacks.build("dx", net, faces, wrong, box and Attacks.box_mask(box), survive, norm=norm, steps=steps)
-    for _ in search.run():
-        pass
-    found = search.result()
+    found = search(net, faces, wrong, name, steps, survive)
     seconds = (time.monotonic() - started) / len(faces)
     fools, saved = read_back(net, found.modified, wrong)
     median = {norm: np.median(values[fools]) for norm, values in Attacks.distances(faces, saved).items()}
@@ -73,6 +69,15 @@ def run(net, faces, wrong, name, steps, survive, changes):
     return [f"{fools.sum()} of {len(faces)}", f"{median['l2']:.1f}", f"{median['l1']:.0f}", f"{median['linf']:.0f}",
             f"{median['pixels_changed']:.0f}", f"{median['l2'] / 255:.3f}",
             *(f"{100 * share.mean():.1f} %" for share in shares.values()), f"{seconds:.3f}"]
+
+
+def search(net, faces, wrong, name, steps, survive=()):
+    """Main_adversarial.py's search, as the row of RUNS says, to its end: its Result."""
+    norm, box = RUNS[name]
+    attack = Attacks.build("dx", net, faces, wrong, box and Attacks.box_mask(box), survive, norm=norm, steps=steps)
+    for _ in attack.run():
+        pass
+    return attack.result()
 
 
 def read_back(net, modified, wrong):

@@ -2,9 +2,8 @@
 
     python benchmarks/norms.py test10k --number 3
 
-The face is one of a database that the net calls right. Beside the five files stands, for comparison, the face with random
-noise as long as that of l2. Writes benchmarks/norms.png, and says of each file what the net says, how long the noise is
-and how many pixels it changes.
+Beside the five files stands, for comparison, the face with random noise as long as that of l2. Writes
+benchmarks/norms.png, and says of each file what the net says, how long the noise is and how many pixels it changes.
 """
 import sys
 from pathlib import Path
@@ -20,7 +19,7 @@ import numpy as np
 import Attacks
 import Dataset
 import Models
-from mislead import RUNS
+import mislead
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,27 +39,19 @@ def main(argv=None):
         raise Dataset.UserError(f"--number {options.number}: {options.database} has {dataset.nbdata} faces, the first "
                                 "is number 0")
     face, wrong = dataset.data.grey([options.number]), 1 - int(dataset.label[options.number].argmax())
-    files = {name: misled(net, face, wrong, norm, box, options.steps) for name, (norm, box) in RUNS.items()}
+    files = {name: mislead.search(net, face, [wrong], name, options.steps).modified for name in mislead.RUNS}
     length = Attacks.distances(face, files["l2"])["l2"][0]
     files = {"original": face} | files | {"random": with_noise(face, length)}
+    verdicts = {name: Console.verdict(Console.ask(net, file)) for name, file in files.items()}
     for name, file in files.items():
         far = {norm: values[0] for norm, values in Attacks.distances(face, file).items()}
-        print(f"{name:14} {Console.verdict(Console.ask(net, file)):13} L2 {far['l2']:6.1f}  L1 {far['l1']:6.0f}  "
+        print(f"{name:14} {verdicts[name]:13} L2 {far['l2']:6.1f}  L1 {far['l1']:6.0f}  "
               f"Linf {far['linf']:3.0f}  {far['pixels_changed']:4} pixels")
-    amplified = [Attacks.amplify(face, files[name]) for name in RUNS]
-    said = [f"{name}: {Console.verdict(Console.ask(net, file))}" for name, file in files.items()]
-    sheet = Console.strip([*files.values(), *amplified],
-                          [*said, *(f"{name}, noise 50 times" for name in RUNS)])
+    sheet = Console.strip([*files.values(), *(Attacks.amplify(face, files[name]) for name in mislead.RUNS)],
+                          [*(f"{name}: {verdict}" for name, verdict in verdicts.items()),
+                           *(f"{name}, noise 50 times" for name in mislead.RUNS)])
     print(Console.present(sheet, options.out, False))
     return 0
-
-
-def misled(net, face, wrong, norm, box, steps):
-    """The file of Main_adversarial.py's search: [1, 2304] uint8."""
-    search = Attacks.Misleading(net, face, [wrong], norm, steps=steps, mask=box and Attacks.box_mask(box))
-    for _ in search.run():
-        pass
-    return search.result().modified
 
 
 def with_noise(face, length):

@@ -18,8 +18,8 @@ from typing import Annotated
 import numpy as np
 import tensorflow as tf
 
-import Attacks
 import Dataset
+import mislead
 import Models
 
 
@@ -42,7 +42,7 @@ def main(argv=None):
         faces = dataset.data.grey(np.flatnonzero((annotated == label) & (says == label))[:options.faces])
         if not len(faces):
             raise Dataset.UserError(f"{options.database}: no {name} in it that the net calls one; choose another")
-        found = mislead(net, faces, 1 - label, options.steps)
+        found = mislead.search(net, faces, np.full(len(faces), 1 - label), "l2", options.steps)
         if not found.fools.any():
             raise Dataset.UserError(f"--steps {options.steps}: no file made of a {name} fools; take more")
         noise = np.abs(found.modified.astype(float) - found.original)[found.fools]
@@ -58,13 +58,6 @@ def main(argv=None):
     print(f"white is a mean change of {white:.2f} grey levels; the mean over all pixels is "
           f"{maps[0].mean():.2f} and {maps[1].mean():.2f}")
     print(Console.present(Console.strip(tiles, captions), options.out, show=False))
-
-
-def mislead(net, faces, wrong, steps):
-    search = Attacks.Misleading(net, faces, np.full(len(faces), wrong), steps=steps)
-    for _ in search.run():
-        pass
-    return search.result()
 
 
 if __name__ == "__main__":

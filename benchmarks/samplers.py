@@ -5,11 +5,11 @@
 
 The last fifth of the first database is held out: no sampler is fitted to it, and the choice is made on it. Each
 sampler is fitted to the rest, with mirror images; its faces are labelled by the net that ships, but for the row that
-says so. The nets are small (ResNet, 4 stages from 16 filters, batches of 64, flips, 5 epochs). Prints a Markdown table:
-means and standard deviations over the seeds, in percent. The rows "real faces" learn as many faces of the databases
-themselves, as annotated and as labelled by the net that ships. The two learned generators are trained first, when their
-rows are asked for: the autoencoder for about 3 minutes of one core, the GAN for about 6, with a line on stderr every 500
-steps. `--rows GAN` asks for that row alone.
+says so. The nets are small (ResNet, 4 stages from 16 filters, batches of 64, flips, 5 epochs). Prints a Markdown
+table: means and standard deviations over the seeds, in percent. The rows "real faces" learn as many faces of the
+databases themselves, as annotated and as labelled by the net that ships. The two learned generators are trained
+first, when their rows are asked for: the autoencoder for about 3 minutes of one core, the GAN for about 6, with a
+line on stderr every 500 steps. `--rows GAN` asks for that row alone.
 """
 import sys
 from pathlib import Path
