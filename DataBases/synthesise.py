@@ -25,7 +25,9 @@ import Training
 from DataBases import faces
 
 MODEL = Dataset.DATABASES / "faces.npz"
-TEACHER = Dataset.DATABASES.parent / "pretrained"
+LABELLER = Dataset.DATABASES / "labeller"  # a small net that learned what that one says of such faces
+SHIPPED = Dataset.DATABASES.parent / "pretrained"
+SURE = 0.8     # probability from which on the labeller's word is taken: in 9,998 of 10,000 it is the other's
 CHUNK = 1000   # faces drawn at once
 
 
@@ -44,15 +46,15 @@ def main(argv=None):
     return 0
 
 
-def make(names, folder, seed=0):
+def make(names, folder, seed=0, teacher=None):
     """Write databases of these names; yields a line about each. Raises UserError before any, for a name without a size
-    or one that exists."""
+    or one that exists. seed, teacher  as Source takes them"""
     sizes = {name: size_of(name) for name in names}
     for name in sizes:
         data, _, meta = Dataset.database_files(Path(folder) / f"data_{name}.bin")
         for path in filter(Path.exists, (data, meta)):
             raise Dataset.UserError(f"{path}: exists already; move it away, or choose another name or another --out")
-    source = Source(seed)
+    source = Source(seed, teacher=teacher)
     for name, count in sizes.items():
         yield write(source, name, count, folder)
 
@@ -72,17 +74,22 @@ class Source:
 
     seed     of all that is drawn
     model    has sample(count, generator) -> [count, 2304] uint8; by default the faces.Model that ships
-    teacher  a net that says man or woman of them; by default the one that ships
+    teacher  a net that says man or woman of them; by default the net that ships, asked where the labeller is not sure
     """
 
     def __init__(self, seed, model=None, teacher=None):
         self.seed = seed
         self.model = faces.load(MODEL) if model is None else model
-        net = Models.load(TEACHER)[0] if teacher is None else teacher
-        dtype = Training.compute_dtype("auto")
-        self.answer = tf.function(
-            lambda grey: tf.nn.softmax(tf.cast(net(tf.cast(Training.to_float(grey), dtype)), tf.float32)),
-            autograph=False, input_signature=[tf.TensorSpec([None, Dataset.DIM], tf.uint8)])
+        nets = [Models.load(path)[0] for path in (LABELLER, SHIPPED)] if teacher is None else [teacher]
+        self.first, *self.others = map(_compiled, nets)
+
+    def answer(self, grey):
+        """Probabilities of man and woman, [N, 2] float32, of faces [N, 2304] uint8."""
+        says = self.first(grey).numpy()
+        for net in self.others:
+            doubtful = says.max(1) < SURE
+            says[doubtful] = net(grey[doubtful])
+        return says
 
     def draw(self, name, count):
         """Yield (faces [n, 2304] uint8, labels [n, 2] float32), `count` in all, half of them women."""
@@ -90,11 +97,17 @@ class Source:
         missing = np.array([count - count // 2, count // 2])
         while missing.any():
             grey = self.model.sample(CHUNK, generator)
-            label = self.answer(grey).numpy().argmax(1)
+            label = self.answer(grey).argmax(1)
             number = np.where(label, np.cumsum(label), np.cumsum(1 - label))  # which man, which woman of the chunk
             kept = number <= missing[label]
             missing -= np.bincount(label[kept], minlength=2)
             yield grey[kept], np.eye(2, dtype="<f4")[label[kept]]
+
+
+def _compiled(net):
+    dtype = Training.compute_dtype("auto")
+    return tf.function(lambda grey: tf.nn.softmax(tf.cast(net(tf.cast(Training.to_float(grey), dtype)), tf.float32)),
+                       autograph=False, input_signature=[tf.TensorSpec([None, Dataset.DIM], tf.uint8)])
 
 
 def write(source, name, count, folder):

@@ -7,6 +7,7 @@ import Console
 import Dataset
 import Main
 import Main_inference
+import Models
 from DataBases import faces, fit, synthesise
 
 from conftest import REAL_FACES, write_database
@@ -90,9 +91,21 @@ def test_a_file_that_is_no_model_is_refused(tmp_path, content):
 
 
 def test_the_model_that_ships_is_small_and_plain():
-    assert synthesise.MODEL.stat().st_size < 6e6
+    files = [synthesise.MODEL, *synthesise.LABELLER.iterdir()]
+    assert sum(path.stat().st_size for path in files) < 6e6
     with np.load(synthesise.MODEL, allow_pickle=False) as kept:
         assert {kept[name].dtype.kind for name in kept} <= {"f", "i"}
+
+
+def test_where_the_labeller_is_sure_it_says_what_the_net_that_ships_says():
+    shipped = Models.load(synthesise.SHIPPED)[0]
+    both, alone = source(), synthesise.Source(0, teacher=shipped)
+    grey = both.model.sample(2000, np.random.default_rng(0))
+    sure = both.first(grey).numpy().max(1) >= synthesise.SURE
+    assert 0.6 < sure.mean() < 0.9
+    says, expected = both.answer(grey), alone.answer(grey)
+    np.testing.assert_allclose(says[~sure], expected[~sure], atol=0.01)
+    assert (says.argmax(1) == expected.argmax(1)).mean() > 0.998
 
 
 # The databases
@@ -115,11 +128,11 @@ def base(tmp_path_factory):
     return folder
 
 
-def test_a_base_has_its_size_balance_and_the_teacher_s_labels(base):
+def test_a_base_has_its_size_balance_and_the_net_s_labels(base):
     dataset = Dataset.open_database(base / "data_1001.bin")
     assert dataset.label.sum(0).tolist() == [501, 500]
     grey = dataset.data.grey()
-    assert (source().answer(grey).numpy().argmax(1) == dataset.label.argmax(1)).all()
+    assert (source().answer(grey).argmax(1) == dataset.label.argmax(1)).all()
     assert len(np.unique(grey, axis=0)) == 1001
     assert sorted(path.name for path in base.iterdir()) == [
         "data_1001.bin", "data_test1k.bin", "gender_1001.bin", "gender_test1k.bin"]
