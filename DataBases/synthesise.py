@@ -10,6 +10,7 @@ import sys
 import Console  # first: it silences TensorFlow's start
 
 import dataclasses
+import math
 import os
 import re
 import zlib
@@ -29,6 +30,7 @@ LABELLER = Dataset.DATABASES / "labeller"  # a small net that learned what that 
 SHIPPED = Dataset.DATABASES.parent / "pretrained"
 SURE = 0.8     # probability from which on the labeller's word is taken: in 9,998 of 10,000 it is the other's
 CHUNK = 1000   # faces drawn at once
+ASKED = 250    # faces that a net is asked about at once; all of a chunk would take 0.15 GB more
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +87,7 @@ class Source:
 
     def answer(self, grey):
         """Probabilities of man and woman, [N, 2] float32, of faces [N, 2304] uint8."""
-        says = self.first(grey).numpy()
+        says = np.concatenate([self.first(part) for part in np.array_split(grey, math.ceil(len(grey) / ASKED))])
         for net in self.others:
             doubtful = says.max(1) < SURE
             says[doubtful] = net(grey[doubtful])
