@@ -242,14 +242,10 @@ def main(argv=None):
             results = []
             for seed in range(options.seeds):
                 drawn = np.random.default_rng(seed).choice(len(grey), min(options.faces, len(grey)), replace=False)
-                answers = by_net(answer, grey[drawn]) if asked else women[drawn]
+                answers = answer(grey[drawn]).argmax(1) if asked else women[drawn]
                 results.append(accuracy(grey[drawn], np.eye(2, dtype="<f4")[answers], seed, bases))
             ablations.print_row(name, results)
     return 0
-
-
-def by_net(answer, grey):
-    return np.concatenate([answer(part).argmax(1) for part in np.array_split(grey, 1 + len(grey) // 1000)])
 
 
 if __name__ == "__main__":
