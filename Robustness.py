@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import hashlib
 import io
+import itertools
 import json
 import math
 from pathlib import Path
@@ -376,23 +377,26 @@ class Purified(tf.Module):
 
 
 def table(distances, norm, radii):
-    """Bench.distances() as lines of aligned text: accuracy in % at each radius, and the median distance."""
+    """Bench.distances() as lines of aligned text: each net's name, then of each attack the accuracy in % at each radius
+    and the median distance. As wide as a terminal with the radii of RADII."""
     radii = [0, *sorted(radii)]
-    sheet = [[f"{NAMES[norm]} in grey levels", "", *(f"{radius:g}" for radius in radii), "median"],
-             [f"{NAMES[norm]} of a 0..1 image", "", *(f"{radius / 255:.3f}" for radius in radii), ""]]
-    for name, of_net in distances.items():
+    sheet = [[f"{NAMES[norm]}, 0..255", *(f"{radius:g}" for radius in radii), "median"],
+             [f"{NAMES[norm]}, 0..1", *(f"{radius / 255:.3f}" for radius in radii), ""]]
+    for of_net in distances.values():
         for attack, distance in of_net.items():
             median = np.median(distance)
-            sheet.append([name, attack, *(f"{100 * accuracy(distance, radius):.2f}" for radius in radii),
+            sheet.append([f"  {attack}", *(f"{100 * accuracy(distance, radius):.2f}"[:5] for radius in radii),
                           f"{median:.1f}" if math.isfinite(median) else "-"])
-    return _aligned(sheet, 2)
+    lines = iter(_aligned(sheet, " "))
+    return [next(lines), next(lines), *(line for name, of_net in distances.items()
+                                        for line in (name, *itertools.islice(lines, len(of_net))))]
 
 
-def _aligned(sheet, names):
-    """Lines of text of a list of rows of text, the first columns, `names` of them, to the left."""
+def _aligned(sheet, gap):
+    """Lines of text of a list of rows of text, the first column to the left, `gap` between columns."""
     widths = [max(map(len, column)) for column in zip(*sheet)]
-    return ["  ".join(cell.ljust(width) if number < names else cell.rjust(width)
-                      for number, (cell, width) in enumerate(zip(line, widths))).rstrip() for line in sheet]
+    return [gap.join(cell.rjust(width) if number else cell.ljust(width)
+                     for number, (cell, width) in enumerate(zip(line, widths))).rstrip() for line in sheet]
 
 
 def matrix(fooled, norm):
@@ -400,11 +404,11 @@ def matrix(fooled, norm):
     attacked, radii, asked = (list(dict.fromkeys(names)) for names in zip(*fooled))
     lines = []
     for radius in radii:
-        sheet = [[f"{NAMES[norm]} {radius:g} grey levels, {radius / 255:.3f} of a 0..1 image", *asked]]
+        sheet = [["made on", *asked]]
         for name in attacked:
             counts = (fooled[name, radius, other] for other in asked)
             sheet.append([name, *(f"{100 * errs / right:.2f}" if right else "-" for errs, right in counts)])
-        lines += _aligned(sheet, 1)
+        lines += [f"{NAMES[norm]} {radius:g} grey levels, {radius / 255:.3f} of a 0..1 image", *_aligned(sheet, "  ")]
     return lines
 
 

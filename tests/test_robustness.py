@@ -96,11 +96,18 @@ def test_accuracy_by_hand():
 
 def test_table_by_hand():
     assert "\n".join(Robustness.table(DISTANCES, "l2", (51, 2.5, 4))) == """\
-L2 in grey levels               0    2.5      4     51  median
-L2 of a 0..1 image          0.000  0.010  0.016  0.200
-a                   dx      75.00  75.00  50.00  25.00     4.0
-a                   pgd     75.00  50.00  25.00  25.00     3.0
-a                   robust  75.00  50.00  25.00   0.00     2.5"""
+L2, 0..255     0   2.5     4    51 median
+L2, 0..1   0.000 0.010 0.016 0.200
+a
+  dx       75.00 75.00 50.00 25.00    4.0
+  pgd      75.00 50.00 25.00 25.00    3.0
+  robust   75.00 50.00 25.00  0.00    2.5"""
+
+
+@pytest.mark.parametrize("norm", Robustness.RADII)
+def test_the_table_fits_a_terminal(norm):
+    distances = {"checkpoints/resnet-20261122-093000": {"sigma-zero": np.array([7000.4, 9000.0])}}
+    assert max(map(len, Robustness.table(distances, norm, Robustness.RADII[norm]))) <= 80
 
 
 def test_values_by_hand():
@@ -171,8 +178,9 @@ def test_table_files_and_picture(run, few, checkpoint):
     lines = out.splitlines()
     assert lines[0] == f"accuracy in % of 8 faces of {few}, by L2 distance of the saved files"
     written = _read("robustness/robustness_l2.csv")
-    assert [line.split()[-5:-1] for line in lines[3:]] == [
-        [row, *(f"{100 * share:.2f}" for share in shares)] for row, shares in written.items()]
+    assert lines[3] == str(checkpoint)
+    assert [line.split()[:-1] for line in lines[4:]] == [
+        [row, *(f"{100 * share:.2f}"[:5] for share in shares)] for row, shares in written.items()]
     assert err == ("table saved as robustness/robustness_l2.csv\n"
                    "picture saved as robustness/robustness_l2.png\n")
 
@@ -289,9 +297,10 @@ def test_files_of_a_linear_net_use_the_whole_ball_and_transfer_as_the_closed_for
 def test_matrix_by_hand():
     fooled = {("a", 255, "a"): (4, 4), ("a", 255, "b"): (1, 3), ("s", 255, "a"): (2, 4), ("s", 255, "b"): (0, 0)}
     assert "\n".join(Robustness.matrix(fooled, "l2")) == """\
-L2 255 grey levels, 1.000 of a 0..1 image       a      b
-a                                          100.00  33.33
-s                                           50.00      -"""
+L2 255 grey levels, 1.000 of a 0..1 image
+made on       a      b
+a        100.00  33.33
+s         50.00      -"""
     assert Robustness.matrix_of_values(fooled, "l2").splitlines()[1:3] == [
         "a,l2,255,1,a,4,4", "a,l2,255,1,b,3,1"]
 
@@ -324,10 +333,10 @@ def test_the_transfer_of_a_black_box(run, few, database, checkpoint):
     assert (code, err) == (0, "table saved as robustness/transfer_l2.csv\n")
     assert lines[0].startswith(f"substitute of {checkpoint}: small, 100 queries, agrees with it on ")
     assert lines[2].startswith("L2 600 grey levels, 2.353 of a 0..1 image")
-    assert [line.rsplit(None, 1)[0] for line in lines[3:]] == [str(checkpoint), f"substitute of {checkpoint}"]
+    assert [line.rsplit(None, 1)[0] for line in lines[4:]] == [str(checkpoint), f"substitute of {checkpoint}"]
     with open("robustness/transfer_l2.csv", newline="") as file:
         rows = list(csv.DictReader(file))
-    assert [line.rsplit(None, 1)[1] for line in lines[3:]] == [
+    assert [line.rsplit(None, 1)[1] for line in lines[4:]] == [
         f"{100 * int(row['fooled']) / int(row['called_right']):.2f}" for row in rows]
     assert run(*command)[1] == out
 
@@ -369,9 +378,9 @@ def test_jumps_stand_beside_the_net(run, few, checkpoint):
     plain = run(*command)[1].splitlines()
     code, out, _ = run(*command, "--jump", "0", "1e9")
     lines = out.splitlines()
-    assert code == 0 and lines[3].split() == plain[3].split()
-    assert lines[4].startswith(f"{checkpoint}, jump 0.0 ") and lines[4].split()[-3:] == lines[3].split()[-3:]
-    assert lines[5].startswith(f"{checkpoint}, jump 1000000000.0 ") and lines[5].split()[-3] == "50.00"
+    assert code == 0 and lines[3:5] == plain[3:5]
+    assert lines[5:7] == [f"{checkpoint}, jump 0.0", plain[4]]
+    assert lines[7] == f"{checkpoint}, jump 1000000000.0" and lines[8].split()[1] == "50.00"
 
 
 # Adversarial training
