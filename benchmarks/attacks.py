@@ -137,8 +137,8 @@ CONTESTANTS = {  # name: (attack, settings, the first of them reported)
         binary_search_steps=[2, 9], stepsize=[0.01, 0.03, 0.1], initial_const=[0.1, 1.0], abort_early=[True])),
     "Foolbox DeepFool": (foolbox("L2DeepFoolAttack", targeted=False), grid({"overshoot": 0.02}, overshoot=[1e-4])),
     "ART C&W": (art("CarliniL2Method", 10), grid(
-        {"targeted": True, "binary_search_steps": 5, "learning_rate": 0.01, "initial_const": 0.01},
-        binary_search_steps=[2], learning_rate=[0.1], initial_const=[0.1, 1.0])),
+        {"targeted": True, "binary_search_steps": 5, "learning_rate": 0.1, "initial_const": 0.1},
+        binary_search_steps=[2], learning_rate=[0.01], initial_const=[0.01, 1.0])),
     "ART DeepFool": (art("DeepFool", 3), grid({"epsilon": 1e-6}, epsilon=[0.02])),
 }
 
