@@ -118,13 +118,12 @@ class Attack:
         self.step = tf.function(self._step)
 
     def run(self):
-        """Search; yields {"step", "fooled": how many faces so far} after every step. Ends early where none of the faces
-        needs noise."""
+        """Search; yields {"step", "fooled": how many faces so far} after every step."""
         while self.done < self.steps:
             self.step()
             fooled = int(np.isfinite(self.closest).sum())
             yield {"step": int(self.done), "fooled": fooled}
-            if fooled == len(self.faces) and (self.stops or not np.any(self.closest)):
+            if self.stops and fooled == len(self.faces):
                 return
 
     def result(self):

@@ -334,7 +334,6 @@ def test_a_face_that_is_called_so_already_needs_no_noise(net, faces, name, optio
     found = mislead(net, faces[0], 1 - faces[1], name, **few_steps(name, options))
     assert found.fools.all()
     np.testing.assert_array_equal(found.modified, faces[0])
-    assert (found.forward, found.backward) == (3, 1)
 
 
 def smooth_faces(count):
