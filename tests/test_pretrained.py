@@ -1,4 +1,6 @@
 """The weights that ship: they answer without any training, and their card tells what they do."""
+import importlib.util
+import json
 import re
 from pathlib import Path
 
@@ -7,6 +9,7 @@ import pytest
 
 import Console
 import Dataset
+import Main
 import Main_inference
 import Models
 from conftest import REAL_FACES
@@ -38,3 +41,34 @@ def test_accuracy_on_real_faces_is_what_the_card_says():
         assert float(accuracy) == pytest.approx(100 * group["accuracy"], abs=0.3)
     whole = re.search(r"data_test4k.bin: accuracy ([\d.]+) %", card)[1]
     assert float(whole) == pytest.approx(100 * measured["accuracy"], abs=0.05)
+
+
+@pytest.fixture
+def learn():
+    """The module pretrained/learn.py."""
+    spec = importlib.util.spec_from_file_location("learn", PRETRAINED / "learn.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_no_net_is_measured_on_what_it_or_a_teacher_learned_from(learn):
+    seen = {}
+    for name, (learned, measured, _, start, teachers) in learn.TRAININGS.items():
+        seen[name] = set(learned).union(*(seen[teacher] for teacher in teachers), seen.get(start, ()))
+        assert measured not in seen[name]
+
+
+def test_every_training_of_the_recipe_is_one_that_main_understands(learn):
+    for name, (learned, measured, recipe, start, teachers) in learn.TRAININGS.items():
+        given = Console.parse(Main.Options, [*recipe, *learn.CHANGES, *learn.taught("out", start, teachers),
+                                             "--train", *learned, "--test", measured], "")
+        assert given.get("start") == (f"out/{start}" if start else None)
+        assert given.get("teacher", []) == [f"out/{net}" for net in [start, *teachers] if net]
+        assert not (start and "net" in given)
+
+
+def test_the_weights_tell_what_they_learned_from(learn):
+    described = json.loads((PRETRAINED / Models.DESCRIPTION).read_text(encoding="utf-8"))
+    record = json.loads(json.dumps(learn.origin(list(learn.TRAININGS)[-1])))
+    assert {key: described[key] for key in record} == record
