@@ -149,17 +149,21 @@ class Sweep:
                 if self.stopped or not (left or self._trials("WAITING")):
                     return None
                 trial = self.study.ask(self.distributions)
-                known = self._known(trial.params)
+                folder = self._folder(trial.params)
+                Dataset.make_folder(folder)
                 twice = [other for other in self._trials("COMPLETE", "RUNNING")
                          if other.params == trial.params and other.number < trial.number]
-                if not known and not twice:
-                    break
-                if twice:
+                lock = None if twice else _lock(folder)  # held: by a process whose trial had no parameters yet here
+                if not lock:
                     self.study.tell(trial, state=self.states.FAIL)
-                else:
-                    self.study.tell(trial, known["validation_accuracy"] or 0.0)
-            folder = self._folder(trial.params)
-            child = self._start(trial.params, folder)
+                    continue
+                known = self._known(trial.params)
+                if not known:
+                    break
+                lock.close()
+                self.study.tell(trial, known["validation_accuracy"] or 0.0)
+            with lock:
+                child = self._start(trial.params, folder, lock)
         code = child.wait()
         self.children.discard(child)
         said = (folder / "log").read_text(encoding="utf-8").strip().rpartition("\n")[2]
@@ -175,7 +179,8 @@ class Sweep:
         reached = "too big for the memory" if too_big else f"{100 * result['accuracy']:.2f} %"
         return f"{reached}  {' '.join(f'{name}={value}' for name, value in trial.params.items())}"
 
-    def _start(self, parameters, folder):
+    def _start(self, parameters, folder, lock):
+        """The process of a training, which holds the lock as long as it lives."""
         o = self.options
         arguments = ["--net", o.net, "--epochs", str(o.epochs), "--seed", str(o.seed)]
         arguments += ["--train", *o.train] if o.train else []
@@ -185,9 +190,8 @@ class Sweep:
             arguments += {"yes": [f"--{flag}"], "no": [f"--no-{flag}"]}.get(value, [f"--{flag}", str(value)])
         if (folder / "last" / Models.DESCRIPTION).exists() and any((folder / "last").glob("*.index")):
             arguments = ["--resume"]
-        Dataset.make_folder(folder)
         threads = str(max(1, (os.cpu_count() or 1) // o.processes))
-        with open(folder / "log", "w", encoding="utf-8") as log, _lock(folder) as lock:
+        with open(folder / "log", "w", encoding="utf-8") as log:
             child = subprocess.Popen([sys.executable, str(MAIN), *arguments, "--logs", o.logs, "--out", str(folder)],
                                      stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
                                      pass_fds=[lock.fileno()], env=os.environ | {"TF_NUM_INTRAOP_THREADS": threads})

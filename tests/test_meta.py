@@ -175,6 +175,25 @@ def test_two_processes_share_the_work(stand_in, capsys):
     assert sorted(line.split("--nb-conv ")[1][0] for line in ran(stand_in)) == list("12345678")
 
 
+def test_what_another_process_trains_is_left_to_it(stand_in, monkeypatch, capsys):
+    """Its trial may show no parameters yet when a second one is asked for the same cell."""
+    (stand_in / "go").touch()
+    held, lock = [], Sweep._lock
+
+    def taken(folder):
+        if "nb_conv=2" in folder.name and not held:
+            held.append(lock(folder))
+        return lock(folder)
+
+    monkeypatch.setattr(Sweep, "_lock", taken)
+    code, out, _ = sweep(capsys, "--nb-conv", "1", "2", "3")
+    assert code == 0
+    assert [line.split() for line in out.splitlines()[-3:]] == [["1", "81.0"], ["2", "-"], ["3", "83.0"]]
+    held[0].close()
+    assert sweep(capsys, "--nb-conv", "1", "2", "3")[0] == 0
+    assert sorted(line.split("--nb-conv ")[1][0] for line in ran(stand_in)) == list("123")
+
+
 def test_mistakes(stand_in, capsys):
     (stand_in / "grid.json").write_text('{"depth": [1]}')
     (stand_in / "folder.json").write_text('{"out": ["a"]}')
