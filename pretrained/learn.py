@@ -84,8 +84,9 @@ def main(argv=None):
 
 def taught(out, start, teachers):
     """Main.py's options of a net with teachers, the first of them the net that it goes on with, if any."""
-    begin, taught_by = ["--from", f"{out}/{start}"] if start else [], [f"{out}/{name}" for name in teachers]
-    return [*begin, "--teacher", *begin[1:], *taught_by] if begin or taught_by else []
+    own = [f"{out}/{start}"] if start else []
+    teachers = own + [f"{out}/{name}" for name in teachers]
+    return [*(["--from", *own] if own else []), *(["--teacher", *teachers] if teachers else [])]
 
 
 def origin(name):
