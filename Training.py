@@ -25,7 +25,6 @@ import Models
 METRICS = "metrics.json"
 MEASURE_STEPS = 500   # measure every epoch, or every so many steps of a longer one
 REPORT_STEPS = 10
-ADVERSARIAL_RISE = 0.5  # share of the steps in which the radius of adversarial training rises
 MEASURED_TRAINING_FACES = 2000
 AUGMENTATION = {      # name: the most it changes a face
     "flip": 1.0,          # 1 mirrors every other face
@@ -102,10 +101,12 @@ class Recipe:
                                        "errs most, at most so far (L2 in grey levels; 255 is 1.0 of a 0..1 image); 0 "
                                        "moves none", low=0)] = 0.0
     adversarial_steps: Annotated[int, dict(help="of that PGD; each costs as much as a training step", low=1)] = 3
+    adversarial_rise: Annotated[float, dict(help="share of the training in which the radius rises to its full length; "
+                                            "0 for a net that is robust already", low=0, high=1.001)] = 0.5
     validation: Annotated[float, dict(help="share of the training faces kept to choose the best weights on",
                                       low=0.001, high=0.9)] = 0.05
-    patience: Annotated[int | None, dict(help="early stopping: end after so many measures without a lesser cross "
-                                         "entropy on the validation part", low=1)] = None
+    patience: Annotated[int | None, dict(help="early stopping: end after so many measures without a lesser loss "
+                                         "on the validation part", low=1)] = None
     precision: Annotated[str, dict(help="compute in bfloat16, in float32, or in what this machine is built for",
                                    choices=["auto", "bfloat16", "float32"])] = "auto"
     seed: Annotated[int, dict(help="of weights, order, augmentation, dropout", low=0, high=2**31)] = 0
@@ -274,10 +275,18 @@ def find_rate(net, train, recipe, steps=200):
             yield float(trainer.optimizer.learning_rate), loss
 
 
-def _scores(name, labels, logits):
-    """{name_accuracy, name_cross_entropy} of labels and logits [N, 2]."""
-    return {f"{name}_accuracy": float(np.mean(logits.argmax(1) == labels.argmax(1))),
-            f"{name}_cross_entropy": float(tf.reduce_mean(tf.nn.softmax_cross_entropy_with_logits(labels, logits)))}
+def _probabilities(logits):
+    """Their softmax, kept off 0 and 1, so that every loss is finite."""
+    return tf.nn.softmax(logits) * (1.0 - 2e-7) + 1e-7
+
+
+def _scores(name, labels, logits, loss):
+    """{name_accuracy, name_cross_entropy} of labels and logits [N, 2], and name_<loss> where that is another."""
+    scores = {f"{name}_accuracy": float(np.mean(logits.argmax(1) == labels.argmax(1))),
+              f"{name}_cross_entropy": float(tf.reduce_mean(tf.nn.softmax_cross_entropy_with_logits(labels, logits)))}
+    if loss == "cross-entropy":
+        return scores
+    return scores | {f"{name}_{loss}": float(tf.reduce_mean(LOSSES[loss](labels, _probabilities(logits))))}
 
 
 class _Variables(tf.Module):
@@ -430,14 +439,13 @@ class Trainer:
             taught = tf.nn.softmax(tf.cast(self.teacher(tf.cast(x, self.dtype)), tf.float32))
             labels = (1.0 - self.recipe.teaching) * labels + self.recipe.teaching * taught
         if self.recipe.adversarial:
-            # From the full radius at once a net may learn nothing but to answer alike always.
-            done = (tf.cast(self.step, tf.float32) + 1.0) / self.total
-            x = self._push(seed, x, y, tf.minimum(done / ADVERSARIAL_RISE, 1.0))
+            # From the full radius at once a net that is not robust may learn nothing but to answer alike always.
+            rise = tf.cast(self.step + 1, tf.float32) / max(self.recipe.adversarial_rise * self.total, 1.0)
+            x = self._push(seed, x, y, tf.minimum(rise, 1.0))
         x = tf.cast(x, self.dtype)
         with tf.GradientTape() as tape, Layers.dropout_seed(seed):
             logits = tf.cast(self.net(x, False, True), tf.float32)
-            probabilities = tf.nn.softmax(logits) * (1.0 - 2e-7) + 1e-7
-            loss = tf.reduce_mean(LOSSES[self.recipe.loss](labels, probabilities))
+            loss = tf.reduce_mean(LOSSES[self.recipe.loss](labels, _probabilities(logits)))
             if self.recipe.l1:
                 loss += self.recipe.l1 * tf.add_n([tf.reduce_sum(tf.abs(variable)) for variable in self.variables
                                                    if variable.shape.rank > 1])
@@ -475,9 +483,9 @@ class Trainer:
                "learning_rate": float(self.optimizer.learning_rate),
                "loss": float(self.interval[0]) / self.interval[1]}
         for name, dataset in self.measured.items():
-            row |= _scores(name, dataset.label, dataset.logits(self.predict))
+            row |= _scores(name, dataset.label, dataset.logits(self.predict), self.recipe.loss)
         if self.recipe.adversarial:
-            row |= _scores("attacked", self.measured["validation"].label, self._attacked_logits())
+            row |= _scores("attacked", self.measured["validation"].label, self._attacked_logits(), self.recipe.loss)
         self.curve.append(row)
         self.interval = [0.0, 0]
         if self._best_row() is row:
@@ -493,10 +501,10 @@ class Trainer:
                                    part.label[start:start + part.batchSize])) for start in starts])
 
     def _best_row(self):
-        """The row with the least cross entropy on the validation part, which varies less by chance than accuracy; on
-        the attacked one in adversarial training."""
+        """The row with the least loss on the validation part, which varies less by chance than accuracy; on the
+        attacked one in adversarial training."""
         name = "attacked" if self.recipe.adversarial else "validation"
-        return min(self.curve, default=None, key=lambda row: row[f"{name}_cross_entropy"])
+        return min(self.curve, default=None, key=lambda row: row[f"{name}_{self.recipe.loss.replace('-', '_')}"])
 
     def _impatient(self):
         """Whether as many measures as the recipe's patience have passed since the best."""

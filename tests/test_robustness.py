@@ -430,7 +430,8 @@ def test_adversarial_training_resumes_bit_by_bit(database, tmp_path):
     assert_same(finish(resumed), whole)
 
 
-def test_the_radius_rises_then_stays(database, tmp_path, monkeypatch):
+@pytest.mark.parametrize("rise, steps", [(0.5, 12), (1.0, 24), (0.0, 1)])
+def test_the_radius_rises_then_stays(database, tmp_path, monkeypatch, rise, steps):
     radii = []
 
     def push(net, x, wrong, radius, steps, seed):
@@ -438,17 +439,18 @@ def test_the_radius_rises_then_stays(database, tmp_path, monkeypatch):
         return x
 
     monkeypatch.setattr(Attacks, "push", push)
-    training = trainer(database, tmp_path, recipe=dataclasses.replace(ADVERSARIAL, epochs=4))
+    training = trainer(database, tmp_path, recipe=dataclasses.replace(ADVERSARIAL, epochs=4, adversarial_rise=rise))
     training.learn = training._learn
     training._measure = lambda *_: training.curve.append({})
     training._save_last = lambda: None
     finish(training)
-    np.testing.assert_allclose(radii, np.minimum(np.arange(1, 25) / 12, 1.0) * 400, rtol=1e-5)
+    np.testing.assert_allclose(radii, np.minimum(np.arange(1, 25) / steps, 1.0) * 400, rtol=1e-5)
 
 
-def test_the_best_weights_are_those_that_are_best_when_attacked(database, tmp_path):
-    training = finish(trainer(database, tmp_path, recipe=ADVERSARIAL))
-    attacked = {row["attacked_cross_entropy"]: row["step"] for row in training.curve}
+@pytest.mark.parametrize("loss, key", [("cross-entropy", "cross_entropy"), ("generalized", "generalized")])
+def test_the_best_weights_are_those_that_are_best_when_attacked(database, tmp_path, loss, key):
+    training = finish(trainer(database, tmp_path, recipe=dataclasses.replace(ADVERSARIAL, loss=loss)))
+    attacked = {row[f"attacked_{key}"]: row["step"] for row in training.curve}
     assert training.result()["best_step"] == attacked[min(attacked)]
     assert all(row["attacked_cross_entropy"] > row["validation_cross_entropy"] for row in training.curve)
 
