@@ -53,15 +53,16 @@ class _Parser(argparse.ArgumentParser):
         raise Dataset.UserError(f"{message}; see --help")
 
 
-def _number(kind, low=-math.inf, high=math.inf):
-    """A parser of numbers in [low, high)."""
+def _number(kind, low=-math.inf, high=math.inf, most=math.inf):
+    """A parser of numbers in [low, high), none above `most`."""
     def parse(text):
         try:
             value = kind(text)
         except ValueError:
             raise argparse.ArgumentTypeError(f"{text!r} is not {'a whole' if kind is int else 'a'} number") from None
-        if not low <= value < high:
-            expected = f"{low:g} or more" if high == math.inf else f"a number in [{low:g}, {high:g})"
+        if not (low <= value < high and value <= most):
+            end = f"{most:g}]" if most < high else f"{high:g})"
+            expected = f"{low:g} or more" if high == most == math.inf else f"a number in [{low:g}, {end}"
             raise argparse.ArgumentTypeError(f"{text}: expected {expected}")
         return value
     return parse
@@ -71,8 +72,8 @@ def parse(options, argv, description):
     """What the command line gives of the dataclass `options`, as a dict: only the options that it names.
 
     A field `name: Annotated[type, about] = default` becomes --name; `about` is a dict of help (text), choices,
-    low and high (numbers in [low, high)), nargs, positional (True), flag (instead of --name). A type `kind | None` is
-    parsed as kind, a tuple[kind, ...] with nargs as a list of it.
+    low and high (numbers in [low, high)) or most (in [low, most]), nargs, positional (True), flag (instead of --name). A
+    type `kind | None` is parsed as kind, a tuple[kind, ...] with nargs as a list of it.
     """
     parser = _Parser(description=description, allow_abbrev=False, argument_default=argparse.SUPPRESS,
                      formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -84,7 +85,7 @@ def parse(options, argv, description):
             kind = typing.get_args(kind)[0]
         if typing.get_origin(kind) is tuple:
             kind = typing.get_args(kind)[0]
-        limits = {bound: about.pop(bound) for bound in ("low", "high") if bound in about}
+        limits = {bound: about.pop(bound) for bound in ("low", "high", "most") if bound in about}
         if kind in (int, float):
             about |= {"type": _number(kind, **limits), "metavar": "N" if kind is int else "X"}
         elif kind is bool:

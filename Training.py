@@ -96,13 +96,13 @@ class Recipe:
                                "one")] = False
     teacher: Annotated[tuple, dict(help="distillation: learn what these checkpoints together say of each face",
                                    nargs="+", metavar="CHECKPOINT")] = ()
-    teaching: Annotated[float, dict(help="share of the teachers' answer in the label", low=0, high=1.001)] = 0.7
+    teaching: Annotated[float, dict(help="share of the teachers' answer in the label", low=0, most=1)] = 0.7
     adversarial: Annotated[float, dict(help="adversarial training: each face is first moved by PGD to where the net "
                                        "errs most, at most so far (L2 in grey levels; 255 is 1.0 of a 0..1 image); 0 "
                                        "moves none", low=0)] = 0.0
     adversarial_steps: Annotated[int, dict(help="of that PGD; each costs as much as a training step", low=1)] = 3
     adversarial_rise: Annotated[float, dict(help="share of the training in which the radius rises to its full length; "
-                                            "0 for a net that is robust already", low=0, high=1.001)] = 0.5
+                                            "0 for a net that is robust already", low=0, most=1)] = 0.5
     validation: Annotated[float, dict(help="share of the training faces kept to choose the best weights on",
                                       low=0.001, high=0.9)] = 0.05
     patience: Annotated[int | None, dict(help="early stopping: end after so many measures without a lesser loss "

@@ -75,6 +75,7 @@ MAIN = {
     "a word for a number": (["--batch-size", "many"], "'many' is not a whole number"),
     "batch of none": (["--batch-size", "-4"], "--batch-size: -4: expected 1 or more"),
     "dropout of all": (["--dropout", "1"], "--dropout: 1: expected a number in [0, 1)"),
+    "a label of more than the teachers": (["--teaching", "1.01"], "--teaching: 1.01: expected a number in [0, 1]"),
     "dropout NaN": (["--dropout", "nan"], "--dropout: nan: expected a number in [0, 1)"),
     "learning rate 0": (["--learning-rate", "0"], "--learning-rate: 0: expected 1e-12 or more"),
     "learning rate infinite": (["--learning-rate", "inf"], "--learning-rate: inf"),
