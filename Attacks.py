@@ -139,13 +139,13 @@ class Attack:
     def watched(self):
         """The pictures of the last step as files hold them ([N, 2304] uint8), and what is to be drawn: {name: [N]}.
 
-        Norms are in grey levels; the loss is the course's, cross entropy and, where the attack has one, the penalty.
+        The loss is the course's, cross entropy and, where the attack has one, the penalty.
         """
         pictures = Dataset.to_grey(self.asked)
         norms = distances(self.faces, pictures)
         return pictures, {"loss": tf.nn.softplus(-self.lead).numpy(),
                           "probability of the wrong label": tf.sigmoid(self.lead).numpy(),
-                          **{f"noise/{norm}": norms[norm] for norm in ("l2", "l1", "linf")}}
+                          **{f"noise/{norm}, grey levels": norms[norm] for norm in ("l2", "l1", "linf")}}
 
     def _loss(self, logits, lead):
         """What DX shall make small: [N], of the net's logits [N, 2] and their lead [N]."""

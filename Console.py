@@ -6,6 +6,7 @@ memory what it needs.
 import argparse
 import contextlib
 import dataclasses
+import errno
 import math
 import os
 import shutil
@@ -45,12 +46,15 @@ with _without_stderr():
 tf.get_logger().setLevel("ERROR")  # no advice about tracing: every attack is a function of its own
 signal.signal(signal.SIGINT, interrupt)
 
+import Models
+
 
 # Options
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message):
-        raise Dataset.UserError(f"{message}; see --help")
+        first = " (before the options)" if "are required" in message else ""
+        raise Dataset.UserError(f"{message}{first}; see --help")
 
 
 def _number(kind, low=-math.inf, high=math.inf, most=math.inf):
@@ -72,8 +76,9 @@ def parse(options, argv, description):
     """What the command line gives of the dataclass `options`, as a dict: only the options that it names.
 
     A field `name: Annotated[type, about] = default` becomes --name; `about` is a dict of help (text), choices,
-    low and high (numbers in [low, high)) or most (in [low, most]), nargs, positional (True), flag (instead of --name). A
-    type `kind | None` is parsed as kind, a tuple[kind, ...] with nargs as a list of it.
+    low and high (numbers in [low, high)) or most (in [low, most]), nargs, positional (True), flag (instead of --name).
+    A type `kind | None` is parsed as kind, a tuple[kind, ...] with nargs as a list of it, which is added to where the
+    option stands again.
     """
     parser = _Parser(description=description, allow_abbrev=False, argument_default=argparse.SUPPRESS,
                      formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -90,6 +95,8 @@ def parse(options, argv, description):
             about |= {"type": _number(kind, **limits), "metavar": "N" if kind is int else "X"}
         elif kind is bool:
             about["action"] = argparse.BooleanOptionalAction
+        elif "nargs" in about and not about.get("positional"):
+            about["action"] = "extend"  # --train A B is --train A --train B
         if field.default not in (None, (), dataclasses.MISSING) and kind is not bool:
             default = " ".join(map(str, field.default)) if isinstance(field.default, tuple) else field.default
             about["help"] += f" (default: {default})"
@@ -110,6 +117,9 @@ def parse_box(text):
     return x, y, width, height
 
 
+REFUSALS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.ENAMETOOLONG, errno.ELOOP}  # of the system
+
+
 def run(main, argv=None):
     """Run an entry script's `main(argv)`: its exit code; a user's mistake is one line on stderr and exit code 2."""
     script = Path(sys.argv[0]).name
@@ -117,20 +127,34 @@ def run(main, argv=None):
         return main(sys.argv[1:] if argv is None else argv)
     except Dataset.UserError as error:
         print(f"{script}: {' '.join(str(error).split())}", file=sys.stderr)
-    except tf.errors.ResourceExhaustedError:
-        print(f"{script}: out of memory; choose a smaller --batch-size or a smaller net", file=sys.stderr)
+    except tf.errors.ResourceExhaustedError as error:
+        if os.strerror(errno.ENOSPC) in str(error):
+            print(f"{script}: the disk is full; make room, or choose another folder", file=sys.stderr)
+        else:
+            print(f"{script}: out of memory; choose a smaller --batch-size or a smaller net", file=sys.stderr)
+    except tf.errors.PermissionDeniedError as error:
+        print(f"{script}: {error.message}; choose another folder", file=sys.stderr)
     except KeyboardInterrupt:
         print(f"{script}: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:  # `| head` closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    except OSError as error:
+        if error.errno not in REFUSALS or error.filename is None:
+            raise
+        print(f"{script}: {error.filename}: {error.strerror}; choose another path", file=sys.stderr)
     return 2
+
+
+def is_last(folder):
+    """Whether a folder is the last/ that a training keeps in its own, to be resumed from."""
+    return folder.name == "last" and (folder.parent / Models.DESCRIPTION).is_file()
 
 
 def default_checkpoint():
     """The best checkpoint of the newest training under checkpoints/, else pretrained/."""
-    trained = [index for index in Path("checkpoints").rglob("*.index") if index.parent.name != "last"]
+    trained = [index for index in Path("checkpoints").rglob("*.index") if not is_last(index.parent)]
     if trained:
         return max(trained, key=lambda index: index.stat().st_mtime)
     pretrained = Path(__file__).resolve().parent / "pretrained"
@@ -150,7 +174,7 @@ def duration(seconds):
 
 
 class Progress:
-    """A bar with rate and remaining time on a terminal; in a log only the lines of `line`.
+    """A bar with rate and remaining time on a terminal; in a log a line every minute, and those of `line`.
 
     total  units of work in all;  done  units that an earlier run did
     unit   what is counted, e.g. "images";  scale  how many of them are one unit of work
@@ -159,8 +183,8 @@ class Progress:
     def __init__(self, total, done=0, unit="steps", scale=1):
         self.total, self.first, self.unit, self.scale = total, done, unit, scale
         self.start = time.monotonic()
-        self.drawn = 0.0
         self.live = sys.stderr.isatty()
+        self.drawn = 0.0 if self.live else self.start
 
     def rate(self, done):
         """Units a second since the start."""
@@ -171,12 +195,15 @@ class Progress:
         return duration(self.scale * (self.total - done) / self.rate(done)) if done > self.first else "-"
 
     def update(self, done, text=""):
-        """Draw the bar, at most ten times a second."""
+        """Draw the bar, at most ten times a second; in a log write how far it is, once a minute."""
         now = time.monotonic()
-        if not self.live or now - self.drawn < 0.1 and done < self.total:
+        if now - self.drawn < (0.1 if self.live else 60.0) and not (self.live and done == self.total):
             return
         self.drawn = now
         tail = f" {100 * done // self.total:3d} %  {self.rate(done):.0f} {self.unit}/s  {self.left(done)} left  {text}"
+        if not self.live:
+            print(tail.strip(), file=sys.stderr, flush=True)
+            return
         width = shutil.get_terminal_size().columns - 3 - len(tail)
         full = max(width, 0) * done // self.total
         sys.stderr.write(f"\r[{'#' * full}{'.' * (width - full)}]{tail}\x1b[K")

@@ -36,6 +36,7 @@ class DataError(UserError):
 # The pixel scale: grey level g in 0..255 <-> x = (g - 128) / 256 in [-0.5, 0.49609375].
 
 GREY_LEVELS = 256.0  # grey levels in one unit of x
+MIDDLE = 128.0       # the grey level of x = 0
 BLACK, WHITE = -0.5, 0.49609375
 
 READ_AT_ONCE = 1024  # faces; reading one makes up to 64 kB of its file resident
@@ -43,12 +44,12 @@ READ_AT_ONCE = 1024  # faces; reading one makes up to 64 kB of its file resident
 
 def to_float(grey):
     """Grey levels 0..255, any shape, to float32 in [-0.5, 0.49609375], the course's scale."""
-    return (np.asarray(grey).astype(np.float32) - 128.0) / GREY_LEVELS
+    return (np.asarray(grey).astype(np.float32) - MIDDLE) / GREY_LEVELS
 
 
 def to_grey(x):
     """The course's scale, any shape, to uint8: rounded to the nearest grey level, clipped to 0..255."""
-    return np.clip(np.rint(np.asarray(x, np.float32) * GREY_LEVELS + 128.0), 0, 255).astype(np.uint8)
+    return np.clip(np.rint(np.asarray(x, np.float32) * GREY_LEVELS + MIDDLE), 0, 255).astype(np.uint8)
 
 
 class FaceArray(np.lib.mixins.NDArrayOperatorsMixin):
@@ -112,7 +113,7 @@ class FaceArray(np.lib.mixins.NDArrayOperatorsMixin):
 def give_back(mapped):
     """Let go of the memory that pages of a file take which were read through a numpy.memmap; the system's cache keeps
     them. On Windows, and for an array in memory, nothing happens."""
-    if isinstance(mapped, np.memmap) and hasattr(mmap, "MADV_DONTNEED"):
+    if getattr(mapped, "_mmap", None) is not None and hasattr(mmap, "MADV_DONTNEED"):  # a copy has none
         mapped._mmap.madvise(mmap.MADV_DONTNEED)
 
 

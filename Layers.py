@@ -178,7 +178,7 @@ class BatchNorm(_Layer):
                 self.beta = tf.Variable(tf.zeros([depth]), name="beta")
                 self.mean = tf.Variable(tf.zeros([depth]), trainable=False, name="mean")
                 self.variance = tf.Variable(tf.ones([depth]), trainable=False, name="variance")
-        image = x if x.shape.rank == 4 else tf.reshape(x, [-1, 1, 1, depth])
+        image = x if len(x.shape) == 4 else tf.reshape(x, [-1, 1, 1, depth])
         y, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(
             x=image, scale=self.gamma, offset=self.beta, mean=[] if training else self.mean,
             variance=[] if training else self.variance, epsilon=self.epsilon, is_training=training)

@@ -8,6 +8,7 @@ import Console  # first: it silences TensorFlow's start
 
 import dataclasses
 import json
+import shlex
 import time
 from pathlib import Path
 from typing import Annotated
@@ -56,6 +57,8 @@ def main(argv=None):
     train, test = databases(options)
     learned, validation = Training.split(train, options.validation, options.seed)
     net = first_net(options, out, learned)
+    if options.start:
+        options = dataclasses.replace(options, net=type(net).__name__)
     if options.find_lr:
         return range_test(net, learned, options)
     teacher = Console.Committee([Models.load(path)[0] for path in options.teacher]) if options.teacher else None
@@ -72,7 +75,7 @@ def main(argv=None):
         report(trainer, options)
     except KeyboardInterrupt:
         print(f"\ninterrupted at step {int(trainer.step)} of {trainer.total}, and saved; go on with\n"
-              f"    python Main.py --resume --out {out}")
+              f"    python Main.py --resume --out {shlex.quote(str(out))}")
         return 130
     result = trainer.result()
     name = "test" if test else "validation"
@@ -84,7 +87,8 @@ def main(argv=None):
 def started(given):
     """Options and folder of a new training."""
     options = Options(**given)
-    out = Path(options.out or f"checkpoints/{options.net}-{time.strftime('%Y%m%d-%H%M%S')}")
+    kind = f"from-{Path(options.start).name}" if options.start else options.net
+    out = Path(options.out or f"checkpoints/{kind}-{time.strftime('%Y%m%d-%H%M%S')}")
     if any(out.rglob("*.index")):
         raise Dataset.UserError(f"{out} holds a training already; go on with it with --resume, "
                                 "or choose another folder with --out")
@@ -101,7 +105,7 @@ def make_databases(more):
     """Make a training base of faces of nobody, and `more`: the names of others."""
     print(f"{Dataset.DATABASES} holds no faces to learn from: making some of nobody (python -m DataBases.synthesise)",
           flush=True)
-    for line in synthesise.make(["10k", *more], Dataset.DATABASES):
+    for line in synthesise.make([*more, "10k"], Dataset.DATABASES):  # the training base last: it says all are there
         print(line, flush=True)
 
 
@@ -110,11 +114,10 @@ def resumed(given):
     if "out" in given:
         out = Path(given["out"])
     else:
-        out = max(Path("checkpoints").glob(f"*/last/{Models.DESCRIPTION}"), default=None,
-                  key=lambda path: path.stat().st_mtime)
-        if out is None:
+        begun = [folder for folder in Path("checkpoints").rglob("last") if Console.is_last(folder)]
+        if not begun:
             raise Dataset.UserError("no training under checkpoints/ to go on with; name its folder with --out")
-        out = out.parent.parent
+        out = max(begun, key=lambda folder: folder.stat().st_mtime).parent
     saved = out / "last" / Models.DESCRIPTION
     try:
         options = Options(**json.loads(saved.read_text(encoding="utf-8"))["training"])
@@ -132,7 +135,7 @@ def resumed(given):
 def first_net(options, out, learned):
     """The net to begin with."""
     given = [name for name in ("net", *NET_OPTIONS) if getattr(options, name) not in (getattr(Options, name), [])]
-    if options.start and given:
+    if options.start and given and not options.resume:
         raise Dataset.UserError(f"--from goes on with the net of {options.start}; leave --{given[0]} out")
     if options.start:
         return Models.load(out / "last" if options.resume else options.start)[0]

@@ -27,7 +27,6 @@ import Dataset
 import Models
 from DataBases import photo
 
-
 ATTACK_OPTIONS = sorted(set().union(*map(Attacks.options, Attacks.ATTACKS)))
 ADVICE = {"steps": "more --steps", "weight": "a smaller --weight", "radius": "a larger --radius"}
 PICTURES = 50  # in TensorBoard's slider, beside the saved one
@@ -43,9 +42,9 @@ class Options:
                                 choices=list(Attacks.ATTACKS))] = "dx"
     norm: Annotated[str | None, dict(help="dx: penalty that keeps DX small (default: l2); pgd: linf or l2, its ball "
                                      "(default: linf)", choices=list(Attacks.PENALTIES))] = None
-    weight: Annotated[float | None, dict(help="dx: of the penalty; looked for by default", low=0)] = None
+    weight: Annotated[float | None, dict(help="dx: of the penalty; looked for by default", low=0, most=1e9)] = None
     radius: Annotated[float | None, dict(help="fgsm, pgd: how far the noise may go, in grey levels (default: 8, "
-                                         "pgd's l2 255)", low=1)] = None
+                                         "pgd's l2 255)", low=1, most=255 * Dataset.SIDE)] = None
     steps: Annotated[int | None, dict(help="all but fgsm: training steps of DX (default: dx, ddn, sigma-zero and jsma "
                                       "300, cw 500, deepfool 50, pgd 40)", low=1)] = None
     random_start: Annotated[bool | None, dict(help="pgd: begin anywhere in the ball")] = None
@@ -74,6 +73,8 @@ def main(argv=None):
         raise Dataset.UserError(f"--name {name}: expected a name without folders; --out takes the folder")
     faces = photo.read(options.path, options.all)
     net, _ = Models.load(options.checkpoint or Console.default_checkpoint())
+    if options.logs:
+        Dataset.make_folder(options.logs)
     reports = [mislead(options, net, face, wrong, mask, f"{name}_{number}" if options.all else name)
                for number, face in enumerate(faces, 1)]
     if options.json:
@@ -173,11 +174,11 @@ def describe(net, found, paths, wrong):
 
 
 def print_report(options, before, after, report):
-    grey = report["grey_levels"]
+    grey, unit = report["grey_levels"], report["unit_interval"]
     print(f"{options.path}: {before}")
     print(f"{report['paths']['mod']}: {after}")
-    print(f"noise: L2 {grey['l2']:.1f}, L1 {grey['l1']:.0f}, Linf {grey['linf']:.0f} grey levels "
-          f"(L2 {report['unit_interval']['l2']:.3f} of a 0..1 image)")
+    print(f"noise: L2 {grey['l2']:.1f}, L1 {grey['l1']:.0f}, Linf {grey['linf']:.0f} grey levels\n"
+          f"       L2 {unit['l2']:.3f}, L1 {unit['l1']:.2f}, Linf {unit['linf']:.3f} of a 0..1 image")
     weight = f", weight {report['weight']:.3g}" if "weight" in report else ""
     print(f"{report['pixels_changed']} of {Dataset.DIM} pixels changed; {report['steps']} steps, "
           f"{report['seconds']:.1f} s{weight}")

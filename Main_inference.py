@@ -43,12 +43,7 @@ def main(argv=None):
     net = Console.Committee(nets, options.views) if options.views or len(nets) > 1 else nets[0]
     answers = [measure(path, item, net) if isinstance(item, Dataset.DataSet) else ask(path, item, net)
                for path, item in inputs]
-    seen = [(item, answer) for (_, item), answer in zip(inputs, answers) if isinstance(item, photo.Face)]
-    shown = ""
-    if seen:
-        tiles = [tile for face, answer in seen for tile in tiles_of(face, answer)]
-        sheet = Console.strip(*zip(*tiles))
-        shown = Console.present(sheet, Path(options.out) / "inference.png", options.show and not options.json)
+    shown = show(inputs, answers, options)
     if options.json:
         print(json.dumps(answers, indent=1))
         return 0
@@ -59,6 +54,19 @@ def main(argv=None):
     if shown:
         print(shown, file=sys.stderr)
     return 0
+
+
+def show(inputs, answers, options):
+    """Save the picture of all faces, if any: the line that says so, or why not in a folder that nobody named."""
+    tiles = [tile for (_, item), answer in zip(inputs, answers) if isinstance(item, photo.Face)
+             for tile in tiles_of(item, answer)]
+    try:
+        return tiles and Console.present(Console.strip(*zip(*tiles)), Path(options.out) / "inference.png",
+                                         options.show and not options.json)
+    except Dataset.UserError as error:
+        if options.out != Options.out:
+            raise
+        return str(error)
 
 
 def read_all(paths, every):

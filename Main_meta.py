@@ -137,9 +137,7 @@ def text(results, grid, options):
         header.append(["" if before and i < changed else str(value) for i, value in enumerate(column)])
         before = column
     head = [[*[""] * (len(rows) - 1), name, *(cells[i] for cells in header)] for i, name in enumerate(columns)]
-    if not rows:
-        head = [line[1:] for line in head]
-    sheet = [*head, [*rows, *[""] * len(header)], *lines]
+    sheet = [*head, *([[*rows, *[""] * len(header)], *lines] if rows else (["", *line] for line in lines))]
     widths = [max(map(len, column)) + 2 for column in zip(*sheet)]
     body = "\n".join("".join(cell.rjust(width) for cell, width in zip(line, widths)).rstrip() for line in sheet)
     return f"{options.net}, {options.epochs} epochs, {legend(options)}\n{body}\n"

@@ -20,7 +20,7 @@ import Models
 import Robustness
 import Training
 
-HEADER = "round  attacked  misled  median L2  validation"
+HEADER = "round  attacked  misled  median L2, grey  of 0..1  validation"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,8 +59,8 @@ def main(argv=None):
           f"{options.radius:g} grey levels, {options.radius / 255:.3f} of a 0..1 image\n{HEADER}", flush=True)
     try:
         for row in retraining.run(options.rounds, Console.work, lambda trainer: Console.learn(trainer, "retraining")):
-            median = f"{row['median']:.1f}" if row["misled"] else "-"
-            print(f"{row['round']:5d}  {row['attacked']:8d}  {row['misled']:6d}  {median:>9}  "
+            grey, unit = (f"{row['median']:.1f}", f"{row['median'] / 255:.3f}") if row["misled"] else "--"
+            print(f"{row['round']:5d}  {row['attacked']:8d}  {row['misled']:6d}  {grey:>15}  {unit:>7}  "
                   f"{100 * row['validation']:8.2f} %", flush=True)
     except KeyboardInterrupt:
         print(f"\ninterrupted, and saved in {options.out}; the same command goes on")

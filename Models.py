@@ -242,9 +242,9 @@ def _from_shapes(description, weights):
     try:
         if numbers := numbered(r"cv(\d+)/w"):
             kernels = [shape[f"cv{number}/w"] for number in numbers]
-            return SmallConvNet([k[3] for k in kernels], [k[0] for k in kernels], batchnorm=batchnorm), weights
+            return SmallConvNet([k[3] for k in kernels], [k[:2] for k in kernels], batchnorm=batchnorm), weights
         if blocks := numbered(r"list/(\d+)/cv/w"):
-            size, _, _, nb_filter = shape["list/0/block/0/w"]
+            *size, _, nb_filter = shape["list/0/block/0/w"]
             nb_conv, output_dim = len(numbered(r"list/0/block/(\d+)/w")), shape["list/0/cv/w"][3]
             hidden = shape["fc1/w"][1]
             return DenseNet(len(blocks), nb_conv, nb_filter, output_dim, size, hidden, batchnorm=batchnorm), weights
@@ -256,11 +256,11 @@ def _from_shapes(description, weights):
                 blocks += [] if n - 1 in numbers else [[]]
                 blocks[-1].append(kernel[3])
             hidden = [shape[f"{layer}/w"][1] for layer in layers[len(kernels):-1]]
-            net = ConvNet(0, 0, 0, [k[0] for k in kernels], 0.0, blocks, hidden, batchnorm=batchnorm)
+            net = ConvNet(0, 0, 0, [k[:2] for k in kernels], 0.0, blocks, hidden, batchnorm=batchnorm)
             place = dict(zip(layers, (f"list/{i}" for i, layer in enumerate(net.list) if hasattr(layer, "w"))))
             return net, {re.sub(r"(?<=net/)(list/\d+|fc\d?)", lambda layer: place[layer[0]], path): value
                          for path, value in weights.items()}
         return Perceptron(shape["fc1/w"][1]), weights
-    except (KeyError, ValueError, IndexError):
+    except (KeyError, ValueError, IndexError, AttributeError, tf.errors.OpError):
         raise NetworkError(f"{description}: no such file, and the checkpoint's variables are not named as in the "
                            f"course's nets: {', '.join(sorted(shape)[:3])}, ...") from None

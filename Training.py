@@ -144,7 +144,7 @@ def split(dataset, share, seed):
 
 def to_float(faces):
     """Dataset.to_float as TensorFlow's operations, for the pipeline."""
-    return (tf.cast(faces, tf.float32) - 128.0) / Dataset.GREY_LEVELS
+    return (tf.cast(faces, tf.float32) - Dataset.MIDDLE) / Dataset.GREY_LEVELS
 
 
 def augment(faces, labels, changes, seed):
@@ -289,6 +289,14 @@ def _scores(name, labels, logits, loss):
     return scores | {f"{name}_{loss}": float(tf.reduce_mean(LOSSES[loss](labels, _probabilities(logits))))}
 
 
+def _must_be_finite(step, values):
+    """Raises UserError where one of the values (a dict by name) of a step is not a number."""
+    for name, value in values.items():
+        if not math.isfinite(value):
+            raise Dataset.UserError(f"the {name.replace('_', ' ')} is {value:g} at step {step}: the training diverged; "
+                                    "choose a smaller --learning-rate")
+
+
 class _Variables(tf.Module):
     """Variables under the paths that Keras's optimizer gives its own in a checkpoint.
 
@@ -311,7 +319,7 @@ class Average:
         self.variables = [tf.Variable(variable, trainable=False) for variable in net.variables if share]
 
     def update(self, number):
-        """Inside the compiled step; number  int64 scalar, 1 at the first update"""
+        """Inside the compiled step; number  int32 scalar, 1 at the first update"""
         number = tf.cast(number, tf.float32)
         new = 1.0 - tf.minimum(self.share, number / (number + 9.0))
         for average, variable in zip(self.variables, self.net.variables):
@@ -354,10 +362,13 @@ class Trainer:
         self.optimizer = make_optimizer(recipe, self.variables)
         self.average = Average(net, recipe.averaging)
         self.teacher = teacher
-        self.step = tf.Variable(0, dtype=tf.int64)
+        self.step = tf.Variable(0)  # int32, as that of the course's scripts, which restore it
         self.checkpoint = tf.train.Checkpoint(step=self.step, optimizer=_Variables(self.optimizer.variables), net=net,
                                               average=_Variables(self.average.variables))
         self.logs = Path(logs) if logs else None
+        if set(str(self.out)) & set("*?["):
+            raise Dataset.UserError(f"{self.out}: TensorFlow finds no checkpoint again in a folder with *, ? or [ in "
+                                    "its name; choose another --out")
         for folder in filter(None, (self.out, self.logs)):
             Dataset.make_folder(folder)
         for folder in self.out, self.out / "last":
@@ -382,7 +393,8 @@ class Trainer:
             state = json.loads((self.out / METRICS).read_text(encoding="utf-8"))
             self.curve = [row for row in state["curve"] if row["step"] <= self.step]
             self.interval, self.seconds = state["interval"], state["seconds"]
-        except (tf.errors.OpError, AssertionError, OSError, ValueError, LookupError, RuntimeError) as error:
+            self._best_row()
+        except (tf.errors.OpError, AssertionError, OSError, ValueError, LookupError, RuntimeError, TypeError) as error:
             raise Models.NetworkError(f"{self.out}: damaged, nothing to go on from ({error!r:.90}); "
                                       "start again with another --out") from None
 
@@ -412,9 +424,7 @@ class Trainer:
                 if self.interrupted:
                     raise KeyboardInterrupt
                 if step % REPORT_STEPS == 0:
-                    if not math.isfinite(loss):
-                        raise Dataset.UserError(f"the loss is {loss:g} at step {step}: the training diverged; "
-                                                "choose a smaller --learning-rate")
+                    _must_be_finite(step, {"loss": float(loss)})
                     yield {"step": step, "loss": float(loss)}
 
     def result(self):
@@ -486,10 +496,11 @@ class Trainer:
             row |= _scores(name, dataset.label, dataset.logits(self.predict), self.recipe.loss)
         if self.recipe.adversarial:
             row |= _scores("attacked", self.measured["validation"].label, self._attacked_logits(), self.recipe.loss)
+        _must_be_finite(step, row)
         self.curve.append(row)
         self.interval = [0.0, 0]
         if self._best_row() is row:
-            self.best.save(step)
+            self._save(self.best)
         self._write_summaries(row, writers)
 
     def _attacked_logits(self):
@@ -511,8 +522,13 @@ class Trainer:
         patience = self.recipe.patience
         return patience and self.curve and len(self.curve) - 1 - self.curve.index(self._best_row()) >= patience
 
+    def _save(self, manager):
+        """Save with the training's highest rate: a script of the course that restores the optimizer learns on at it."""
+        self.optimizer.learning_rate.assign(peak_rate(self.recipe))
+        manager.save(int(self.step))
+
     def _save_last(self):
-        self.last.save(int(self.step))
+        self._save(self.last)
         Dataset.write_whole(self.out / METRICS, json.dumps(self.result(), indent=1).encode())
 
     @contextlib.contextmanager

@@ -129,7 +129,8 @@ def write(source, name, count, folder):
         os.replace(gender_part, gender)  # labels first: a data file without its labels would be in the way
         os.replace(data_part, data)
     except OSError as error:
-        raise Dataset.UserError(f"{data}: cannot be written ({error.strerror}); choose another --out") from None
+        raise Dataset.UserError(f"{data}: cannot be written ({error.strerror}); make it elsewhere with "
+                                "python -m DataBases.synthesise --out, and name it with --train") from None
     finally:
         progress.clear()
         for part in data_part, gender_part:

@@ -281,7 +281,7 @@ def test_the_curves_of_a_step_by_hand():
     np.testing.assert_allclose(curves["probability of the wrong label"], 1 / (1 + np.exp(-lead)), rtol=1e-4)
     np.testing.assert_allclose(curves["loss"], np.log1p(np.exp(-lead)) + 3.0 * np.abs(noise / 256).mean(1), rtol=1e-4)
     for order, norm in (2, "l2"), (1, "l1"), (np.inf, "linf"):
-        np.testing.assert_allclose(curves[f"noise/{norm}"], np.linalg.norm(noise, order, axis=1))
+        np.testing.assert_allclose(curves[f"noise/{norm}, grey levels"], np.linalg.norm(noise, order, axis=1))
 
 
 def test_penalties_are_the_courses_formulas():

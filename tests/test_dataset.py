@@ -1,4 +1,5 @@
 """Dataset.py: the pixel scale, the databases, their batches, groups and names, and files that appear whole."""
+import copy
 import errno
 import subprocess
 import sys
@@ -316,6 +317,11 @@ def test_faces_are_uint8_mapped_from_the_file(tmp_path):
 def test_a_face_array_in_memory_reads_as_one_on_disk():
     faces = random_faces(3)
     np.testing.assert_array_equal(FaceArray([faces], [2, 0])[:], Dataset.to_float(faces[[2, 0]]))
+
+
+def test_a_copy_reads_as_the_original(tmp_path):
+    dataset = numbered_dataset(tmp_path, 5)
+    np.testing.assert_array_equal(copy.deepcopy(dataset.data)[:3], dataset.data[:3])
 
 
 def test_the_database_cannot_be_written_through_the_dataset(tmp_path):

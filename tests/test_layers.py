@@ -166,6 +166,11 @@ def test_batchnorm_moving_averages_follow_keras(shape):
     np.testing.assert_array_equal(layer.mean, kept)
 
 
+def test_batchnorm_takes_numpy_as_the_other_layers_do():
+    x = np.random.default_rng(0).normal(size=(8, 3)).astype(np.float32)
+    np.testing.assert_array_equal(Layers.BatchNorm()(x, False, True), Layers.BatchNorm()(tf.constant(x), False, True))
+
+
 def test_batchnorm_of_hand_worked_values():
     x = tf.constant([[1.0], [3.0], [8.0]])  # mean 4, variance 26 / 3
     layer = Layers.BatchNorm("bn", decay=0.9, epsilon=1.0)

@@ -86,6 +86,11 @@ convnet, 5 epochs, accuracy in % on test; (in brackets) did not learn; KO too bi
     assert len(ran(stand_in)) == 16
 
 
+def test_a_table_of_one_parameter_names_it(stand_in, capsys):
+    _, out, _ = sweep(capsys, "--net", "convnet", "--dropout", "0", "0.3", "--no-run")
+    assert [line.split() for line in out.splitlines()[-2:]] == [["dropout", "0.0", "0.3"], ["-", "-"]]
+
+
 def test_markdown_and_csv(stand_in, database, capsys):
     grid = ["--net", "convnet", "--batch-size", "64", "256", "--nb-conv", "1", "39"]
     sweep(capsys, *grid)

@@ -1,5 +1,6 @@
 """A user's mistake is one line on stderr (file or value, expected, found, remedy), exit code 2, and nothing written."""
 import shutil
+import types
 import zlib
 
 import numpy as np
@@ -115,6 +116,51 @@ def test_folder_that_cannot_be_written(run, in_folder, database, option):
     assert files(in_folder) == [in_folder / "file"]
 
 
+@pytest.mark.parametrize("name", ["run [1]", "run*", "run?"])
+def test_folder_in_which_tensorflow_finds_no_checkpoint(run, in_folder, database, name):
+    refuse(run(Main, "--train", database, "--net", "small", "--out", name), f"{name}: TensorFlow finds no checkpoint")
+    assert not files(in_folder)
+
+
+def test_name_too_long(run, in_folder, checkpoint):
+    (in_folder / "face.raw").write_bytes(bytes(Dataset.DIM))
+    refuse(run(Main_inference, "x" * 300, "--checkpoint", checkpoint), "x: no such file")
+    refuse(run(Main_inference, "face.raw", "--checkpoint", "x" * 300), "File name too long")
+    refuse(run(Main_inference, f"data_{'x' * 300}.bin", "--checkpoint", checkpoint), "File name too long")
+
+
+def test_full_disk_is_not_taken_for_full_memory(run):
+    def fill(argv):
+        raise tf.errors.ResourceExhaustedError(None, None, "my_model-1.data; No space left on device")
+    refuse(run(types.SimpleNamespace(__name__="Main", main=fill)), "the disk is full")
+
+
+def test_error_of_ours_that_names_a_file_keeps_its_traceback(run):
+    with pytest.raises(FileNotFoundError):
+        run(types.SimpleNamespace(__name__="Main", main=lambda argv: open("never written")))
+
+
+@pytest.mark.parametrize("option, answer, note", [([], "face.raw: ", "inference.png: cannot be written"),
+                                                  (["--json"], "[", "")])
+def test_answer_is_given_where_its_picture_cannot_be_written(run, in_folder, checkpoint, option, answer, note):
+    (in_folder / "inference.png").mkdir()
+    (in_folder / "face.raw").write_bytes(bytes(Dataset.DIM))
+    code, out, err = run(Main_inference, "face.raw", "--checkpoint", checkpoint, *option)
+    assert code == 0 and out.startswith(answer) and err.startswith(note) and err.count("\n") == bool(note)
+
+
+def test_folder_of_steps_that_cannot_be_written(run, in_folder, checkpoint):
+    (in_folder / "file").write_bytes(b"mine")
+    (in_folder / "face.raw").write_bytes(bytes(Dataset.DIM))
+    refuse(run(Main_adversarial, "face.raw", "man", "--checkpoint", checkpoint, "--logs", "file"), "file: the folder")
+
+
+@pytest.mark.parametrize("option", [["--weight", "1e39"], ["--attack", "pgd", "--radius", "1e30"]])
+def test_number_beyond_every_picture(run, in_folder, checkpoint, option):
+    (in_folder / "face.raw").write_bytes(bytes(Dataset.DIM))
+    refuse(run(Main_adversarial, "face.raw", "man", "--checkpoint", checkpoint, *option), "expected a number in [")
+
+
 def test_folder_that_holds_a_training(run, in_folder, database, checkpoint):
     refuse(run(Main, "--train", database, "--out", checkpoint), "holds a training already", "--resume")
 
@@ -124,6 +170,13 @@ def test_diverged_training(run, database):
                          "--optimizer", "sgd", "--logs", "none")
     assert code == 2 and err.count("\n") == 1
     assert "the training diverged; choose a smaller --learning-rate" in err
+
+
+def test_diverged_weights_are_not_kept(run, in_folder, database):
+    code, _, err = run(Main, "--train", database, "--net", "nn4", "--learning-rate", "1e30", "--epochs", "2",
+                       "--optimizer", "sgd", "--batch-size", "30", "--logs", "none", "--out", "out")
+    assert code == 2 and "the training diverged" in err
+    assert not list(in_folder.rglob("*.index"))
 
 
 def spoiled(picture, folder):
@@ -194,8 +247,8 @@ ATTACKS = {
     "weight of another attack": (["man", "--attack", "ddn", "--weight", "3"], "attack ddn has no option weight"),
     "radius of another attack": (["man", "--radius", "3"], "attack dx has no option radius"),
     "norm of another attack": (["man", "--attack", "pgd", "--norm", "l1"], "norm l1: this attack has linf, l2"),
-    "no radius": (["man", "--attack", "fgsm", "--radius", "0"], "--radius: 0: expected 1 or more"),
-    "negative weight": (["man", "--weight", "-1"], "--weight: -1: expected 0 or more"),
+    "no radius": (["man", "--attack", "fgsm", "--radius", "0"], "--radius: 0: expected a number in [1, 12240]"),
+    "negative weight": (["man", "--weight", "-1"], "--weight: -1: expected a number in [0, 1e+09]"),
     "a change that is none": (["man", "--survive", "jpeg,rain"], "no change 'rain' to survive; expected jpeg, shift, "
                               "light"),
     "a change without a name": (["man", "--survive", "jpeg,"], "no change '' to survive"),

@@ -225,6 +225,15 @@ def test_the_nets_of_the_course_are_rebuilt_from_shapes_alone(tmp_path, name, op
     np.testing.assert_array_equal(again(x), net(x))
 
 
+@pytest.mark.parametrize("name, options", [("small", {"filter_size": [[3, 1], [1, 3]]}),
+                                           ("densenet", {"filter_size": [5, 3]}),
+                                           ("convnet", {"filter_size": [[5, 3]]})])
+def test_kernels_of_any_shape_are_rebuilt_from_shapes_alone(tmp_path, name, options):
+    net, x = with_other_weights(Models.build(name, **options)), faces()
+    again, _ = Models.load(tf.train.Checkpoint(net=net).save(str(tmp_path / "my_model")))
+    np.testing.assert_array_equal(again(x), net(x))
+
+
 def test_a_net_overfits_eight_faces():
     tf.random.set_seed(1)
     patches = np.random.default_rng(3).random([8, 6, 1, 6, 1]) - 0.5

@@ -17,6 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import Attacks
 import Console
 import Dataset
+import Main
 import Main_adversarial
 import Main_inference
 import Models
@@ -240,12 +241,12 @@ def test_the_logs_of_an_attack_show_the_noise_grow(in_folder, checkpoint, capsys
     events.Reload()
     curves = {tag: [float(tf.make_ndarray(event.tensor_proto)) for event in events.Tensors(tag)]
               for tag in events.Tags()["tensors"] if tag not in ("picture", "noise, 50 times")}
-    assert set(curves) == {"loss", "probability of the wrong label", "noise/l2", "noise/l1", "noise/linf"} \
-        | ({"weight"} if attack == "dx" else set())
+    norms = {f"noise/{norm}, grey levels" for norm in ("l2", "l1", "linf")}
+    assert set(curves) == {"loss", "probability of the wrong label"} | norms | ({"weight"} if attack == "dx" else set())
     assert {len(values) for values in curves.values()} == {report["steps"]}
     assert curves["probability of the wrong label"][0] == pytest.approx(report["before"]["probability_of_wrong_label"],
                                                                       abs=1e-5)
-    assert curves["noise/l2"][0] == 0 < curves["noise/l2"][-1]
+    assert curves["noise/l2, grey levels"][0] == 0 < curves["noise/l2, grey levels"][-1]
     pictures = {event.step: decode(event) for event in events.Tensors("picture")}
     noises = {event.step: decode(event) for event in events.Tensors("noise, 50 times")}
     last = max(pictures)
@@ -257,7 +258,7 @@ def test_the_logs_of_an_attack_show_the_noise_grow(in_folder, checkpoint, capsys
     for step, picture in pictures.items():
         np.testing.assert_array_equal(noises[step], np.clip(50 * abs(picture - ori), 0, 255))
         if step < last:
-            assert np.linalg.norm(picture - ori) == pytest.approx(curves["noise/l2"][step - 1])
+            assert np.linalg.norm(picture - ori) == pytest.approx(curves["noise/l2, grey levels"][step - 1])
 
 
 def decode(event):
@@ -334,7 +335,31 @@ def test_newest_training_is_the_default(in_folder):
         path.parent.mkdir(parents=True)
         path.touch()
         os.utime(path, (number, number))
+    (in_folder / "checkpoints/new/network.json").touch()
     assert Console.default_checkpoint() == Path("checkpoints/new/my_model-1.index")
+    (in_folder / "checkpoints/last").mkdir()  # a training of that name
+    (in_folder / "checkpoints/last/my_model-1.index").touch()
+    assert Console.default_checkpoint() == Path("checkpoints/last/my_model-1.index")
+
+
+def test_an_option_that_stands_twice_is_one_list():
+    given = Console.parse(Main.Options, ["--train", "a", "b", "--epochs", "3", "--train", "c"], "")
+    assert given == {"train": ["a", "b", "c"], "epochs": 3}
+
+
+def test_a_picture_taken_for_a_checkpoint_is_told_where_it_belongs(in_folder, capsys):
+    assert Console.run(Main_inference.main, ["--checkpoint", "here", "face.png"]) == 2
+    assert "are required: PATH (before the options)" in capsys.readouterr().err
+
+
+def test_in_a_log_a_line_a_minute_tells_how_far_it_is(monkeypatch, capsys):
+    now = [0.0]
+    monkeypatch.setattr(Console.time, "monotonic", lambda: now[0])
+    progress = Console.Progress(400, unit="faces")
+    for done, now[0] in (100, 30.0), (200, 61.0), (300, 90.0), (400, 119.0):
+        progress.update(done, "ddn")
+    progress.clear()
+    assert capsys.readouterr() == ("", "50 %  3 faces/s  1:01 left  ddn\n")
 
 
 class Terminal(list):

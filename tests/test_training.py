@@ -90,10 +90,12 @@ def test_interrupted_and_resumed_ends_as_if_never_interrupted(database, tmp_path
         np.testing.assert_array_equal(net.variables[0], Models.load(tmp_path / "whole")[0].variables[0])
 
 
-@pytest.mark.parametrize("damaged", ["metrics.json", "last/my_model-3.data-00000-of-00001"])
-def test_damaged_training_is_not_resumed(database, tmp_path, damaged):
+@pytest.mark.parametrize("damaged, content", [
+    ("metrics.json", b"{"), ("last/my_model-3.data-00000-of-00001", b"{"), ("metrics.json", b"[]"),
+    ("metrics.json", b'{"curve": 3}'), ("metrics.json", b'{"curve": [{"step": 1}], "interval": [0, 0], "seconds": 1}')])
+def test_damaged_training_is_not_resumed(database, tmp_path, damaged, content):
     interrupt_at(trainer(database, tmp_path), 3)
-    (tmp_path / damaged).write_bytes(b"{")
+    (tmp_path / damaged).write_bytes(content)
     with pytest.raises(Models.NetworkError, match="damaged, nothing to go on from"):
         trainer(database, tmp_path).resume()
 
@@ -142,12 +144,13 @@ def test_checkpoint_has_the_courses_paths_and_restores_in_a_students_script(data
     for path in "list/0/block/1/w", "list/1/cv/b", "fc1/w", "fc2/b":
         assert f"net/{path}/.ATTRIBUTES/VARIABLE_VALUE" in names
     net = Models.build("densenet", nb_block=2, nb_filter=4)
-    optimizer = tf.optimizers.Adam(1e-3)
+    optimizer = tf.optimizers.Adam(0.5)
     optimizer.build(net.trainable_variables)
-    checkpoint = tf.train.Checkpoint(step=tf.Variable(1, dtype=tf.int64), optimizer=optimizer, net=net)
+    checkpoint = tf.train.Checkpoint(step=tf.Variable(1), optimizer=optimizer, net=net)
     checkpoint.restore(Models.find_checkpoint(tmp_path / "last")).assert_existing_objects_matched().expect_partial()
     np.testing.assert_array_equal(net.fc1.w, training.net.fc1.w)
-    assert int(optimizer.iterations) == training.total
+    assert int(optimizer.iterations) == int(checkpoint.step) == training.total
+    assert float(optimizer.learning_rate) == pytest.approx(Training.peak_rate(training.recipe))  # 0 teaches nothing
 
 
 LABELS = tf.constant([[1.0, 0.0]])
@@ -414,6 +417,7 @@ def test_main_learns_from_a_checkpoint_and_from_teachers(database, in_folder, ca
     first = Models.load("first")[0]
     assert [tuple(layer.w.shape[:2]) for layer in Training.weight_layers(first)[:4]] == [(3, 1), (1, 3)] * 2
     assert Console.run(Main.main, [*common, "--from", "first", "--freeze", "4", "--out", "second"]) == 0
+    assert capsys.readouterr().out.splitlines()[-6].startswith("ConvNet, ")
     second = Models.load("second/last")[0]
     same = [np.array_equal(one.w, other.w) for one, other in zip(*map(Training.weight_layers, (first, second)))]
     assert same == [True] * 4 + [False]
