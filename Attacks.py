@@ -264,8 +264,8 @@ class Misleading(Attack):
     Under l2 each weight has a DX where the loss is least as long as the gradient of the cross entropy stays what it is:
     against that gradient, and of a length that is the inverse of the weight. What a face looks for is this length; DX
     goes a share of the way there, SHARE at first, less and less along half a cosine, as the length's changes do. Under
-    the other norms, and with a weight given, Adam trains DX. Under linf DX is also kept one grey level inside the
-    smallest noise so far, as the penalty alone moves one pixel at a time.
+    the other norms, and with a weight given, Adam trains DX. Under linf DX is also kept one grey level (without
+    rounding a twentieth) inside the smallest noise so far, as the penalty alone moves one pixel at a time.
 
     norm   l2, l1, linf or none: which penalty keeps DX small
     weight of the penalty; None looks for it, face by face
@@ -313,7 +313,8 @@ class Misleading(Attack):
         self.weight.assign(tf.where(fools, self.weight * self.WEIGHT_RATE, self.weight / self.WEIGHT_RATE))
         if self.norm != "linf":
             return self.dx
-        reach = self.closest[:, None] - 1.0 / Dataset.GREY_LEVELS
+        inside = self.closest - 1.0 / Dataset.GREY_LEVELS if self.rounding else 0.95 * self.closest
+        reach = tf.maximum(inside, 0.0)[:, None]
         return tf.clip_by_value(self.dx, -reach, reach)
 
     def _settle(self, gradient, lead, fools):
@@ -469,7 +470,7 @@ class CarliniWagner(Attack):
 
     Each face looks for the least constant that fools, in ROUNDS searches: ten times as large after one that failed, a
     tenth after one that fooled, and the geometric mean once both were seen. Other than in the paper the step size
-    falls along half a cosine within each.
+    falls along half a cosine within each. A pixel of 0 or 255 begins so far out that it hardly moves in 100 steps.
 
     steps  of all searches together
     """
@@ -479,7 +480,7 @@ class CarliniWagner(Attack):
 
     def __init__(self, net, faces, wrong, steps=500, mask=None):
         super().__init__(net, faces, wrong, steps, mask)
-        self.round = max(steps // self.ROUNDS, 1)
+        self.round = math.ceil(steps / self.ROUNDS)
         middle, self.half = (Dataset.WHITE + Dataset.BLACK) / 2.0, (Dataset.WHITE - Dataset.BLACK) / 2.0
         self.middle = middle
         self.start = tf.atanh(0.9999 * (self.x - middle) / self.half)  # the very black and white are at infinity

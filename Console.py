@@ -254,6 +254,7 @@ class Committee:
         if "crops" in self.views:
             faces += [tf.cast(tf.image.resize(face[:, top:top + 46, left:left + 46], face.shape[1:3]), x.dtype)
                       for face in faces for top in (0, 2) for left in (0, 2)]
+        faces = [tf.reshape(face, [-1, Dataset.DIM]) for face in faces]
         return tf.reduce_mean([tf.nn.log_softmax(net(face)) for net in self.nets for face in faces], 0)
 
 

@@ -40,7 +40,7 @@ AUGMENTATION = {      # name: the most it changes a face
 FALLS = {             # name: share of the peak learning rate when the share t of the steps is done
     "constant": lambda t: 1.0,
     "cosine": lambda t: 0.5 * (1.0 + tf.cos(math.pi * t)),                   # Loshchilov and Hutter 2017
-    "step": lambda t: 0.1 ** (tf.floor(2.0 * t) + tf.floor(4.0 / 3.0 * t)),  # a tenth at 1/2, a hundredth at 3/4
+    "step": lambda t: 0.1 ** tf.minimum(tf.floor(2.0 * t) + tf.floor(4.0 / 3.0 * t), 2.0),  # at 1/2 and 3/4
     "inverse": lambda t: 1.0 / (1.0 + 19.0 * t),                             # 1/t, a twentieth at the end
     "range": lambda t: 10.0 ** (7.0 * (t - 1.0)),  # the learning-rate range test: rises (Smith 2017)
 }

@@ -145,6 +145,21 @@ def test_linear_net_linf_is_the_closed_form_rounded_up():
                                  np.ceil(least_noise(net, faces, "linf")) + 1.01)
 
 
+def test_linear_net_linf_without_rounding_goes_below_a_grey_level():
+    net, faces = Linear(3, 3.6), np.full((1, Dataset.DIM), 128, np.uint8)
+    attack = search("dx", net, faces, [0], norm="linf", rounding=False)
+    least = least_noise(net, faces, "linf")
+    assert 0.4 < least < 0.6
+    assert Dataset.GREY_LEVELS * np.abs(attack.best).max() == pytest.approx(least, rel=0.1)
+
+
+@pytest.mark.parametrize("steps", [30, 31])
+def test_linf_stays_in_the_box_where_no_noise_is_needed(net, faces, steps):
+    faces, wrong = faces[0], 1 - faces[1]
+    found = mislead(net, faces, wrong, norm="linf", survive=("light",), steps=steps, mask=MIDDLE)
+    np.testing.assert_array_equal(np.where(MIDDLE, found.original, found.modified), found.original)
+
+
 @pytest.mark.parametrize("name, options", [("fgsm", {}), ("pgd", {"norm": "linf"})])
 @pytest.mark.parametrize("radius", [4, 5, 6, 7, 8])
 def test_linear_net_is_misled_by_the_radius_that_the_closed_form_asks(linear, name, options, radius):

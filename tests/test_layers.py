@@ -166,6 +166,19 @@ def test_batchnorm_moving_averages_follow_keras(shape):
     np.testing.assert_array_equal(layer.mean, kept)
 
 
+@pytest.mark.parametrize("shape", [(4, 5, 6, 3), (8, 3)])
+def test_batchnorm_on_a_gpu_has_a_gradient_outside_training_that_is_deterministic(monkeypatch, shape):
+    bn, x = Layers.BatchNorm(), tf.random.stateless_normal(shape, (0, 0)) * 3.0 + 1.0
+    bn(x, False, True)
+    bn.gamma.assign([0.5, 1.0, 2.0])
+    bn.beta.assign([1.0, 0.0, -1.0])
+    fused = bn(x)
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: [kind])
+    np.testing.assert_allclose(bn(x), fused, rtol=1e-5, atol=1e-6)
+    graph = tf.function(lambda x: tf.gradients(bn(x), x)).get_concrete_function(x).graph
+    assert not [operation.name for operation in graph.get_operations() if "FusedBatchNorm" in operation.type]
+
+
 def test_batchnorm_takes_numpy_as_the_other_layers_do():
     x = np.random.default_rng(0).normal(size=(8, 3)).astype(np.float32)
     np.testing.assert_array_equal(Layers.BatchNorm()(x, False, True), Layers.BatchNorm()(tf.constant(x), False, True))
