@@ -108,6 +108,14 @@ def parse(options, argv, description):
     return vars(parser.parse_args(argv))
 
 
+def parse_kernel(text):
+    """A kernel's width of `5`, its [height, width] of `3x1`. Raises UserError for any other text."""
+    numbers = text.split("x")
+    if len(numbers) > 2 or not all(number.isdecimal() and 0 < int(number) <= Dataset.SIDE for number in numbers):
+        raise Dataset.UserError(f"--filter-size {text}: expected a width such as 3, or height x width such as 3x1")
+    return [int(number) for number in numbers] if len(numbers) == 2 else int(numbers[0])
+
+
 def parse_box(text):
     """Four whole numbers of a text such as 12,12,24,24. Raises UserError for any other."""
     try:

@@ -291,7 +291,7 @@ def read_groups(path, nbdata):
     """
     file_size(path)
     try:
-        with open(path, newline="", encoding="utf-8") as file:
+        with open(path, newline="", encoding="utf-8-sig") as file:  # Excel begins a file with a mark
             rows = list(csv.DictReader(file))
     except (UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path}: not a text file with the columns age,ethnicity ({error})") from None
@@ -365,8 +365,10 @@ def _to_8_bit(picture):
     """A PIL picture of any mode as mode RGB, or L where it is grey of more than 8 bit."""
     if picture.mode.startswith("I") or picture.mode == "F":
         values = np.asarray(picture, np.float64)
-        if picture.mode.startswith("I;16") or values.max(initial=0) > 255:
+        if values.max(initial=0) > 255:
             values = values / 257.0  # 16 bit
+        elif picture.mode == "F" and values.max(initial=0) <= 1:
+            values = values * 255.0
         if "transparency" in picture.info:
             values = np.where(np.asarray(picture) == picture.info["transparency"], 255, values)
         return Image.fromarray(np.clip(np.rint(values), 0, 255).astype(np.uint8))

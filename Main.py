@@ -36,7 +36,7 @@ class Options(Training.Recipe):
     dropout: Annotated[float | None, dict(help="share of values set to zero when training", low=0, high=1)] = None
     batchnorm: Annotated[bool | None, dict(help="normalise each layer over the batch")] = None
     filter_size: Annotated[tuple, dict(help="kernel width, or height x width, of the convolutions in turn: 5, or "
-                                       "3x1 1x3", nargs="+", metavar="N")] = ()
+                                       "3x1 1x3; of densenet and resnet one for all", nargs="+", metavar="N")] = ()
     initializer: Annotated[str | None, dict(help="first weights", choices=list(Layers.INITIALIZERS))] = None
     find_lr: Annotated[bool, dict(help="learning-rate range test: print the loss while the rate rises, and a rate to "
                                   "choose; learn nothing else")] = False
@@ -74,8 +74,11 @@ def main(argv=None):
     try:
         report(trainer, options)
     except KeyboardInterrupt:
-        print(f"\ninterrupted at step {int(trainer.step)} of {trainer.total}, and saved; go on with\n"
-              f"    python Main.py --resume --out {shlex.quote(str(out))}")
+        saved = trainer.saved_step()
+        print(f"\ninterrupted at step {int(trainer.step)} of {trainer.total}, " + (
+            "before anything was saved: begin again" if saved is None else
+            f"and saved{'' if saved == trainer.step else f' as at step {saved}'}; go on with\n"
+            f"    python Main.py --resume --out {shlex.quote(str(out))}"))
         return 130
     result = trainer.result()
     name = "test" if test else "validation"
@@ -114,7 +117,8 @@ def resumed(given):
     if "out" in given:
         out = Path(given["out"])
     else:
-        begun = [folder for folder in Path("checkpoints").rglob("last") if Console.is_last(folder)]
+        begun = [folder for folder in Path("checkpoints").rglob("last")
+                 if Console.is_last(folder) and any(folder.glob("*.index"))]
         if not begun:
             raise Dataset.UserError("no training under checkpoints/ to go on with; name its folder with --out")
         out = max(begun, key=lambda folder: folder.stat().st_mtime).parent
@@ -134,25 +138,21 @@ def resumed(given):
 
 def first_net(options, out, learned):
     """The net to begin with."""
-    given = [name for name in ("net", *NET_OPTIONS) if getattr(options, name) not in (getattr(Options, name), [])]
+    given = [name.replace("_", "-") for name in ("net", "lsuv", *NET_OPTIONS)
+             if getattr(options, name) not in (getattr(Options, name), [])]
     if options.start and given and not options.resume:
         raise Dataset.UserError(f"--from goes on with the net of {options.start}; leave --{given[0]} out")
     if options.start:
         return Models.load(out / "last" if options.resume else options.start)[0]
-    kernels = [filter_size(text) for text in options.filter_size]
-    sizes = {"filter_size": kernels[0] if len(kernels) == 1 else kernels or None}
-    net = Models.build(options.net, **{name: getattr(options, name) for name in NET_OPTIONS} | sizes)
+    kernels = [Console.parse_kernel(text) for text in options.filter_size] or None
+    if kernels and options.net in ("densenet", "resnet"):
+        if len(kernels) > 1:
+            raise Dataset.UserError(f"--filter-size {' '.join(options.filter_size)}: a {options.net} has one for all")
+        kernels = kernels[0]
+    net = Models.build(options.net, **{name: getattr(options, name) for name in NET_OPTIONS} | {"filter_size": kernels})
     if options.lsuv:
         Training.whiten(net, tf.constant(learned.data[:256]), options.seed)
     return net
-
-
-def filter_size(text):
-    """A kernel's width of `5`, its height and width of `3x1`."""
-    numbers = text.split("x")
-    if len(numbers) > 2 or not all(number.isdecimal() and 0 < int(number) <= Dataset.SIDE for number in numbers):
-        raise Dataset.UserError(f"--filter-size {text}: expected a width such as 3, or height x width such as 3x1")
-    return [int(number) for number in numbers] if len(numbers) == 2 else int(numbers[0])
 
 
 def range_test(net, learned, options):
@@ -167,15 +167,15 @@ def range_test(net, learned, options):
 
 def databases(options):
     """The DataSets to learn from and to test on (None without --test)."""
-    learned = {name: Dataset.open_database(name) for name in options.train}
+    names = {Dataset.database_files(name)[0].resolve(): name for name in options.train}  # each database once
+    learned = {name: Dataset.open_database(name) for name in names.values()}
     if options.balance:
         for name, dataset in learned.items():
             dataset.group = Dataset.balance_groups(name, dataset, options.balance)
     train = Dataset.DataSet.join(list(learned.values()))
     if options.test is None:
         return train, None
-    measured = Dataset.database_files(options.test)[0].resolve()
-    if measured in [Dataset.database_files(name)[0].resolve() for name in options.train]:
+    if Dataset.database_files(options.test)[0].resolve() in names:
         raise Dataset.UserError(f"{options.test} is in --train and in --test; a test base holds faces never learned")
     return train, Dataset.open_database(options.test)
 

@@ -42,7 +42,7 @@ class Options:
     nb_block: Annotated[tuple[int, ...], dict(help="values of the grid", nargs="+", low=1, high=7)] = ()
     nb_conv: Annotated[tuple[int, ...], dict(help="values of the grid", nargs="+", low=1)] = ()
     grid: Annotated[str | None, dict(help='JSON file of the grid: {"nb_conv": [1, 2], "optimizer": ["sgd", "adam"]}; '
-                                     "any option of Main.py with a value; flags given beside it replace its lists",
+                                     "options of Main.py with one value; flags given beside it replace its lists",
                                      metavar="FILE")] = None
     rows: Annotated[tuple, dict(help="parameters whose values are rows of the table (default: nb_block nb_conv)",
                                 nargs="+", metavar="NAME")] = ("nb_block", "nb_conv")
@@ -63,6 +63,10 @@ class Options:
 
 def main(argv=None):
     options = Options(**Console.parse(Options, argv, __doc__))
+    if not options.train:  # as Main.py chooses, so that the table names what it is measured on
+        train, test = Dataset.default_databases()
+        if train:
+            options = dataclasses.replace(options, train=(str(train),), test=options.test or test and str(test))
     grid = read_grid(options)
     if unknown := set(options.rows) - {*grid, *PARAMETERS}:
         raise Dataset.UserError(f"--rows {min(unknown)}: not in the grid, which has {', '.join(grid)}")
@@ -92,8 +96,9 @@ def read_grid(options):
         Dataset.file_size(options.grid)
         try:
             grid = json.loads(Path(options.grid).read_text(encoding="utf-8"))
-            assert grid and all(isinstance(values, list) and values for values in grid.values())
-        except (ValueError, AssertionError, AttributeError):
+            if not grid or not all(isinstance(values, list) and set(values) for values in grid.values()):
+                raise ValueError
+        except (ValueError, AttributeError, TypeError):
             raise Dataset.UserError(f'{options.grid}: expected JSON such as {{"nb_conv": [1, 2, 4]}}') from None
         grid = {name: [{True: "yes", False: "no"}[value] if isinstance(value, bool) else value for value in values]
                 for name, values in grid.items()}

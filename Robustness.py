@@ -136,8 +136,9 @@ class Bench(Parts):
         for (name, attack), rows, path, _ in self.parts:
             try:
                 part = np.array(json.loads(path.read_text(encoding="utf-8")), float)  # None becomes NaN
-                assert part.shape == rows.shape
-            except (ValueError, TypeError, AssertionError):
+                if part.shape != rows.shape:
+                    raise ValueError
+            except (ValueError, TypeError):
                 raise Dataset.DataError(f"{path}: damaged; expected {len(rows)} distances; delete it, and the same "
                                         "command measures them again") from None
             of_net = found.setdefault(name, {})

@@ -234,6 +234,8 @@ def learning_variables(net, freeze):
     layers = weight_layers(net)
     if freeze >= len(layers):
         raise Dataset.UserError(f"--freeze {freeze}: the net has {len(layers)} layers with weights; one must learn")
+    for part in {part for layer in layers[:freeze] for part in layer.submodules if isinstance(part, Layers.BatchNorm)}:
+        part.decay = 1.0  # its averages stay too
     frozen = {id(variable) for layer in layers[:freeze] for variable in layer.trainable_variables}
     return [variable for variable in net.trainable_variables if id(variable) not in frozen]
 
@@ -270,6 +272,8 @@ def find_rate(net, train, recipe, steps=200):
             average = 0.95 * average + 0.05 * float(trainer.learn(*batch))
             loss = average / (1.0 - 0.95**step)
             if not loss < 4.0 * least:
+                if least == math.inf:
+                    raise Dataset.UserError(f"the loss is {loss:g} at the first step: nothing can be learned so")
                 return
             least = min(least, loss)
             yield float(trainer.optimizer.learning_rate), loss
@@ -363,8 +367,7 @@ class Trainer:
         self.average = Average(net, recipe.averaging)
         self.teacher = teacher
         self.step = tf.Variable(0)  # int32, as that of the course's scripts, which restore it
-        self.checkpoint = tf.train.Checkpoint(step=self.step, optimizer=_Variables(self.optimizer.variables), net=net,
-                                              average=_Variables(self.average.variables))
+        self.checkpoint = self._checkpoint(self.step)
         self.logs = Path(logs) if logs else None
         if set(str(self.out)) & set("*?["):
             raise Dataset.UserError(f"{self.out}: TensorFlow finds no checkpoint again in a folder with *, ? or [ in "
@@ -385,11 +388,23 @@ class Trainer:
         self.learn = tf.function(self._learn, autograph=False, input_signature=batch)
         self.push = tf.function(self._push, autograph=False, input_signature=batch)
 
+    def _checkpoint(self, step):
+        return tf.train.Checkpoint(step=step, optimizer=_Variables(self.optimizer.variables), net=self.net,
+                                   average=_Variables(self.average.variables))
+
+    def saved_step(self):
+        """The step of what is saved in last/; None where nothing is."""
+        prefix = self.last.latest_checkpoint
+        return prefix and int(prefix.rpartition("-")[2])
+
     def resume(self):
         """Go on from last/. Raises NetworkError where there is nothing whole to go on from."""
         prefix = Models.find_checkpoint(self.out / "last")
         try:
-            self.checkpoint.restore(prefix).assert_consumed()
+            types = tf.train.load_checkpoint(prefix).get_variable_to_dtype_map()
+            step = tf.Variable(0, dtype=types["step/.ATTRIBUTES/VARIABLE_VALUE"])  # int64 of earlier versions
+            self._checkpoint(step).restore(prefix).assert_consumed()
+            self.step.assign(tf.cast(step, self.step.dtype))
             state = json.loads((self.out / METRICS).read_text(encoding="utf-8"))
             self.curve = [row for row in state["curve"] if row["step"] <= self.step]
             self.interval, self.seconds = state["interval"], state["seconds"]

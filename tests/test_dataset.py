@@ -851,6 +851,12 @@ def test_groups_find_their_columns_by_name(tmp_path):
     assert groups["ethnicity"]["Indian"].tolist() == [True, False]
 
 
+def test_groups_of_a_file_that_excel_wrote(tmp_path):
+    path = tmp_path / "meta_some.csv"
+    path.write_text("age,ethnicity\n20,0\n", encoding="utf-8-sig")
+    assert Dataset.read_groups(path, 1)["age"]["16-30"].tolist() == [True]
+
+
 @pytest.mark.parametrize("step", [1, 0.25], ids=["whole years", "quarters of a year"])
 def test_every_age_is_in_one_band(tmp_path, step):
     ages = np.arange(0, 120, step)

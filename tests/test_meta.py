@@ -14,6 +14,7 @@ import pytest
 pytest.importorskip("optuna")
 
 import Console
+import Dataset
 import Main_meta
 import Models
 import Sweep
@@ -89,6 +90,13 @@ convnet, 5 epochs, accuracy in % on test; (in brackets) did not learn; KO too bi
 def test_a_table_of_one_parameter_names_it(stand_in, capsys):
     _, out, _ = sweep(capsys, "--net", "convnet", "--dropout", "0", "0.3", "--no-run")
     assert [line.split() for line in out.splitlines()[-2:]] == [["dropout", "0.0", "0.3"], ["-", "-"]]
+
+
+def test_without_databases_named_the_table_names_those_that_main_takes(stand_in, database, capsys, monkeypatch):
+    monkeypatch.setattr(Dataset, "default_databases", lambda: (database, database.with_name("data_test.bin")))
+    _, out, _ = sweep(capsys, "--nb-conv", "1")
+    assert "accuracy in % on test;" in out
+    assert f"--train {database} --test {database.with_name('data_test.bin')}" in ran(stand_in)[0]
 
 
 def test_markdown_and_csv(stand_in, database, capsys):

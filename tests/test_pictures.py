@@ -113,6 +113,11 @@ def test_32_bit_whole_numbers_that_are_grey_levels_stay(tmp_path):
     assert_face(save(tmp_path / "face.tiff", noise().astype(np.int32)), noise())
 
 
+@pytest.mark.parametrize("values", [noise().astype(np.uint16), np.float32(noise() / 255)], ids=["16 bit", "0..1"])
+def test_grey_levels_in_a_wider_type_stay(tmp_path, values):
+    assert_face(save(tmp_path / "face.tiff", values), noise())
+
+
 def test_1_bit_is_black_and_white(tmp_path):
     bits = noise() > 127
     path = save(tmp_path / "face.png", Image.fromarray(bits))

@@ -373,6 +373,15 @@ def test_patience_ends_the_training_and_a_resume_does_not_revive_it(database, tm
     assert finish(resumed).curve == training.curve
 
 
+def test_frozen_layers_keep_their_moving_averages(database, tmp_path):
+    training = trainer(database, tmp_path, recipe=dataclasses.replace(RECIPE, freeze=1, averaging=0.0), **DROPPING)
+    first, second = (layer.bn for layer in Training.weight_layers(training.net)[:2])
+    before = first.mean.numpy(), second.mean.numpy()
+    finish(training)
+    np.testing.assert_array_equal(first.mean, before[0])
+    assert np.any(second.mean != before[1])
+
+
 def test_frozen_layers_keep_their_weights(database, tmp_path):
     training = trainer(database, tmp_path, recipe=dataclasses.replace(RECIPE, freeze=2), net="resnet", nb_filter=4)
     layers = Training.weight_layers(training.net)
@@ -430,6 +439,46 @@ def test_main_learns_from_a_checkpoint_and_from_teachers(database, in_folder, ca
     assert Console.run(Main.main, [*common, "--net", "small", "--teacher", "sixth", "--out", "seventh"]) == 0
     assert Console.run(Main.main, [*common, "--filter-size", "3x", "--out", "fifth"]) == 2
     assert "--filter-size 3x: expected a width" in capsys.readouterr().err
+    for net in "densenet", "resnet":
+        assert Console.run(Main.main, [*common, "--net", net, "--filter-size", "3", "5", "--out", "fifth"]) == 2
+        assert f"--filter-size 3 5: a {net} has one for all" in capsys.readouterr().err
+    assert Console.run(Main.main, [*common, "--from", "first", "--lsuv", "--out", "third"]) == 2
+    assert "leave --lsuv out" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("net, given, kernels", [("nn4", ["5x1"], {(5, 1)}), ("nn4", ["3", "5x3"], {(3, 3), (5, 3)}),
+                                                 ("densenet", ["3x1"], {(3, 1), (1, 1)})])
+def test_filter_sizes_are_those_that_are_named(in_folder, net, given, kernels):
+    built = Main.first_net(Main.Options(net=net, filter_size=given), in_folder, None)
+    assert {tuple(layer.w.shape[:2]) for layer in Training.weight_layers(built) if len(layer.w.shape) == 4} == kernels
+
+
+def test_a_database_named_twice_is_learned_once(database):
+    again = database.parent / ".." / database.parent.name / database.name
+    assert Main.databases(Main.Options(train=[str(database), str(again)]))[0].nbdata == 200
+
+
+def test_ctrl_c_before_anything_was_saved_says_so(database, in_folder, monkeypatch, capsys):
+    def interrupted(*arguments):
+        raise KeyboardInterrupt
+    monkeypatch.setattr(Training.Trainer, "_open_summaries", interrupted)
+    command = ["--train", str(database), "--net", "small", "--out", "checkpoints/cut"]
+    assert Console.run(Main.main, command) == 130
+    assert "interrupted at step 0 of 40, before anything was saved: begin again" in capsys.readouterr().out
+    assert Console.run(Main.main, ["--resume"]) == 2
+    assert "no training under checkpoints/ to go on with" in capsys.readouterr().err
+
+
+def test_a_training_that_counted_its_steps_in_int64_goes_on(database, tmp_path):
+    whole = finish(trainer(database, tmp_path / "whole"))
+    cut = trainer(database, tmp_path / "cut")
+    interrupt_at(cut, 4)
+    for path in (tmp_path / "cut" / "last").glob("my_model*"):
+        path.unlink()
+    cut._checkpoint(tf.Variable(4, dtype=tf.int64)).save(str(tmp_path / "cut" / "last" / "my_model"))
+    resumed = trainer(database, tmp_path / "cut")
+    resumed.resume()
+    assert_same(finish(resumed), whole)
 
 
 def test_main_finds_a_learning_rate(database, in_folder, capsys):
