@@ -269,6 +269,8 @@ class Committee:
 def ask(net, face):
     """What a net says of one face ([48, 48] or [2304] uint8): {"label", "probability", "logits"}."""
     logits = net(tf.constant(Dataset.to_float(face).reshape(1, -1)))
+    if not np.isfinite(logits).all():
+        raise Dataset.UserError("the net answers with no number: its training diverged; choose another --checkpoint")
     label, probability = int(tf.argmax(logits, axis=1)[0]), tf.nn.softmax(logits)[0].numpy()
     return {"label": Dataset.LABELS[label], "probability": float(probability[label]),
             "logits": logits[0].numpy().tolist()}

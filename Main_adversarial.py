@@ -91,8 +91,8 @@ def mislead(options, net, face, wrong, mask, name):
         print(f"{options.path}: {face.note}", file=sys.stderr)
     given = {option: getattr(options, option) for option in ATTACK_OPTIONS}
     survive = ",".join(options.survive).split(",") if options.survive else ()
-    if options.radius is not None:
-        given["radius"] = options.radius / Dataset.GREY_LEVELS
+    given["radius"] = options.radius and options.radius / Dataset.GREY_LEVELS
+    Console.ask(net, face.grey)  # refuses a net that has diverged, before anything is written
 
     started = time.monotonic()
     attack = Attacks.build(options.attack, net, face.grey.reshape(1, -1), [wrong], mask, survive, **given)

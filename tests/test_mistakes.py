@@ -161,6 +161,17 @@ def test_number_beyond_every_picture(run, in_folder, checkpoint, option):
     refuse(run(Main_adversarial, "face.raw", "man", "--checkpoint", checkpoint, *option), "expected a number in [")
 
 
+@pytest.mark.parametrize("script, label", [(Main_inference, []), (Main_adversarial, ["man"])], ids=["use", "mislead"])
+def test_net_whose_weights_are_no_numbers(run, in_folder, script, label):
+    net = Models.build("perceptron")
+    net.fc2.b.assign([np.nan, 0.0])
+    tf.train.Checkpoint(net=net).write(str(in_folder / "my_model-1"))
+    (in_folder / "face.raw").write_bytes(bytes(Dataset.DIM))
+    before = files(in_folder)
+    refuse(run(script, "face.raw", *label, "--checkpoint", in_folder), "answers with no number")
+    assert files(in_folder) == before
+
+
 def test_folder_that_holds_a_training(run, in_folder, database, checkpoint):
     refuse(run(Main, "--train", database, "--out", checkpoint), "holds a training already", "--resume")
 
