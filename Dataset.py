@@ -276,6 +276,12 @@ def open_database(name, batchSize=128, nbdata=None):
     return DataSet(data, gender, nbdata, batchSize)
 
 
+def open_databases(names):
+    """{name: DataSet} of several databases, each once, however often and in whatever spelling it is named."""
+    once = {database_files(name)[0].resolve(): name for name in names}
+    return {name: open_database(name) for name in once.values()}
+
+
 def default_databases(folder=DATABASES):
     """The largest training database in `folder` and the largest whose name begins with `test`, as paths or None."""
     paths = sorted(Path(folder).glob("data_*.bin"), key=lambda path: (path.stat().st_size, path.name))

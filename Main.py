@@ -167,15 +167,15 @@ def range_test(net, learned, options):
 
 def databases(options):
     """The DataSets to learn from and to test on (None without --test)."""
-    names = {Dataset.database_files(name)[0].resolve(): name for name in options.train}  # each database once
-    learned = {name: Dataset.open_database(name) for name in names.values()}
+    learned = Dataset.open_databases(options.train)
     if options.balance:
         for name, dataset in learned.items():
             dataset.group = Dataset.balance_groups(name, dataset, options.balance)
     train = Dataset.DataSet.join(list(learned.values()))
     if options.test is None:
         return train, None
-    if Dataset.database_files(options.test)[0].resolve() in names:
+    measured = Dataset.database_files(options.test)[0].resolve()
+    if measured in [Dataset.database_files(name)[0].resolve() for name in learned]:
         raise Dataset.UserError(f"{options.test} is in --train and in --test; a test base holds faces never learned")
     return train, Dataset.open_database(options.test)
 

@@ -47,7 +47,7 @@ class Options:
 def main(argv=None):
     options = Options(**Console.parse(Options, argv, __doc__))
     net = Models.load(options.start)[0]
-    train = Dataset.DataSet.join([Dataset.open_database(name) for name in options.train])
+    train = Dataset.DataSet.join(list(Dataset.open_databases(options.train).values()))
     # Turned or scaled, the files would lose the noise that is to be learned.
     recipe = Training.Recipe(epochs=options.epochs, batch_size=options.batch_size, augment=("flip",),
                              learning_rate=options.learning_rate, start=options.start, seed=options.seed)
