@@ -7,9 +7,10 @@ only, data_test4k.bin (UTKFace), each with its gender_*.bin. Two nets of 2 resid
 with one set left out, on which it is measured: how well a net does on a collection that it has never seen. They teach
 two nets of 3 blocks a stage: one that learns without All-Age-Faces, as its teacher did, and the one that ships, which
 learns from all three sets. Both then learn on twice, at a lower rate, each taught by itself as it was before too; the
-mean of the weights that validate best and of the last is measured, and ships. At last a small net learns what that one
-says of faces of nobody: DataBases.synthesise asks it first. About 6 hours on two cores; interrupted, the same command
-goes on.
+mean of the weights that validate best and of the last is measured. From there the one that ships learns on once more,
+at a rate that does not fall, taught by that mean alone; the mean of before and after ships. At last a small net learns
+what it says of faces of nobody: DataBases.synthesise asks that one first. About 7 hours on two cores; interrupted, the
+same command goes on.
 """
 import sys
 from pathlib import Path
@@ -35,6 +36,7 @@ CHANGES = ["--augment", *Training.Recipe.augment, "sharpness"]
 SMALL = ["--net", "resnet", "--nb-conv", "2", "--epochs", "32", "--learning-rate", "2e-3"]
 LARGE = ["--net", "resnet", "--nb-conv", "3", "--epochs", "45", "--learning-rate", "5e-3"]
 FURTHER = ["--learning-rate", "2e-3", "--epochs"]
+STEADY = ["--learning-rate", "1e-3", "--schedule", "constant", "--averaging", "0.9997", "--epochs", "14"]
 NO_SCUT, NO_AAF, ALL = ("16k", "aaf"), ("16k", "scut"), ("16k", "aaf", "scut")
 TRAININGS = {  # name: (learned from, measured on, options, the net it goes on with, further teachers)
     "without_scut": (NO_SCUT, "scut", SMALL, None, ()),
@@ -45,8 +47,13 @@ TRAININGS = {  # name: (learned from, measured on, options, the net it goes on w
     "all": (ALL, "test4k", LARGE, None, ("without_scut", "without_aaf")),
     "all_2": (ALL, "test4k", [*FURTHER, "21"], "all", ("without_scut", "without_aaf")),
     "all_3": (ALL, "test4k", [*FURTHER, "21"], "all_2", ("without_scut", "without_aaf")),
+    "all_4": (ALL, "test4k", STEADY, "all_3_mean", ()),
 }
-ENDS = {"large_without_aaf_3": "shipped_without_aaf", "all_3": synthesise.SHIPPED}  # name: where the mean net goes
+MEANS = {  # name of a training: the nets whose mean is <name>_mean, written after it
+    "large_without_aaf_3": ("large_without_aaf_3", "large_without_aaf_3/last"),
+    "all_3": ("all_3", "all_3/last"),
+    "all_4": ("all_3_mean", "all_4"),
+}
 LABELLER = ["--epochs", "10", "--augment", "flip", "--label-smoothing", "0", "--teaching", "1"]
 NOBODY = "learn100k", "held10k"
 
@@ -64,11 +71,12 @@ def main(argv=None):
         paths = [f"{options.faces}/data_{database}.bin" for database in (*learned, measured)]
         if code := learn([*recipe, *CHANGES, *taught(options.out, start, teachers)], paths, f"{options.out}/{name}"):
             return code
-    for name, folder in ENDS.items():
-        folder = Path(options.out, folder)
-        folder.mkdir(exist_ok=True)
-        export(mean(f"{options.out}/{name}"), folder, origin(name))
-        Main_inference.main([f"{options.faces}/data_{TRAININGS[name][1]}.bin", "--checkpoint", str(folder)])
+        if name in MEANS:
+            folder = Path(f"{options.out}/{name}_mean")
+            folder.mkdir(exist_ok=True)
+            export(mean([f"{options.out}/{net}" for net in MEANS[name]]), folder, origin(name))
+            Main_inference.main([paths[-1], "--checkpoint", str(folder)])
+    export(Models.load(folder)[0], synthesise.SHIPPED, origin(name))
     print("labeller: learns what that net says of faces of nobody", flush=True)
     shipped = str(synthesise.SHIPPED)
     paths = [f"{options.out}/data_{name}.bin" for name in NOBODY]
@@ -92,11 +100,12 @@ def taught(out, start, teachers):
 def origin(name):
     """What network.json tells of a net: the databases it learned from, the options of its trainings, its teachers."""
     learned, _, recipe, start, teachers = TRAININGS[name]
+    start = start and start.removesuffix("_mean")
     return {"learned_from": [f"data_{database}.bin" for database in learned],
             "recipe": [*(origin(start)["recipe"] if start else []), " ".join([*recipe, *CHANGES])],
-            "weights": "mean of the best on the validation part and the last",
-            "teachers": {teacher: [f"data_{database}.bin" for database in TRAININGS[teacher][0]]
-                         for teacher in teachers}}
+            "weights": f"mean of {' and '.join(MEANS.get(name, [name]))}",
+            "teachers": (origin(start)["teachers"] if start else {})
+            | {teacher: [f"data_{database}.bin" for database in TRAININGS[teacher][0]] for teacher in teachers}}
 
 
 def learn(arguments, paths, out):
@@ -106,12 +115,12 @@ def learn(arguments, paths, out):
                       "--out", out])
 
 
-def mean(folder):
-    """The net whose weights are the mean of a training's best and its last (model soups, Wortsman et al. 2022)."""
-    best, last = (Models.load(path)[0] for path in (folder, f"{folder}/last"))
-    for variable, other in zip(best.variables, last.variables):
-        variable.assign((variable + other) / 2)
-    return best
+def mean(folders):
+    """The net whose weights are the mean of those of several (model soups, Wortsman et al. 2022)."""
+    net, *others = (Models.load(folder)[0] for folder in folders)
+    for variable, *values in zip(net.variables, *(other.variables for other in others)):
+        variable.assign(tf.add_n([variable, *values]) / len(folders))
+    return net
 
 
 def export(net, folder, record):

@@ -55,8 +55,16 @@ def learn():
 def test_no_net_is_measured_on_what_it_or_a_teacher_learned_from(learn):
     seen = {}
     for name, (learned, measured, _, start, teachers) in learn.TRAININGS.items():
-        seen[name] = set(learned).union(*(seen[teacher] for teacher in teachers), seen.get(start, ()))
+        before = [seen[net] for net in (start, *teachers) if net]
+        seen[name] = seen[f"{name}_mean"] = set(learned).union(*before)
         assert measured not in seen[name]
+
+
+def test_means_are_of_one_training_and_what_it_began_with(learn):
+    for name, nets in learn.MEANS.items():
+        assert set(nets) <= {name, f"{name}/last", learn.TRAININGS[name][3]} and len(set(nets)) == 2
+    starts = {start for _, _, _, start, _ in learn.TRAININGS.values() if start}
+    assert {start.removesuffix("_mean") for start in starts if start not in learn.TRAININGS} <= set(learn.MEANS)
 
 
 def test_every_training_of_the_recipe_is_one_that_main_understands(learn):
