@@ -131,6 +131,7 @@ REFUSALS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.ENAMETOO
 def run(main, argv=None):
     """Run an entry script's `main(argv)`: its exit code; a user's mistake is one line on stderr and exit code 2."""
     script = Path(sys.argv[0]).name
+    sys.stdout.reconfigure(errors="backslashreplace")  # a file's name may be no text
     try:
         return main(sys.argv[1:] if argv is None else argv)
     except Dataset.UserError as error:

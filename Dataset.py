@@ -315,19 +315,25 @@ def read_groups(path, nbdata):
     return {"age": ages, "ethnicity": {name: ethnicity == code for code, name in enumerate(ETHNICITIES)}}
 
 
-def balance_groups(name, dataset, balance):
-    """For DataSet.group: the number of each face's group, [nbdata] int.
+def balance_groups(databases, balance):
+    """Set DataSet.group, the number of each face's group, of databases that are learned together.
 
-    name     of the database, as open_database takes it;  dataset  its DataSet
-    balance  "sex", or "age" or "ethnicity": sex together with the groups of the meta_*.csv; faces of which it says
-             nothing are a group of their own
+    databases  {name: DataSet}, as open_databases gives them
+    balance    "sex", or "age" or "ethnicity": sex together with the groups of the meta_*.csv; faces of which none says
+               anything are a group of their own
+
+    Raises DataError where age or ethnicity is asked for and there is no meta_*.csv at all.
     """
-    group = dataset.label.argmax(1)
-    meta = database_files(name)[2]
-    if balance != "sex" and meta.exists():
-        groups = read_groups(meta, dataset.nbdata)[balance]
-        group += 2 * sum(number * member for number, (title, member) in enumerate(groups.items(), 1) if title != "16+")
-    return group
+    metas = {name: database_files(name)[2] for name in databases}
+    if balance != "sex" and not any(meta.exists() for meta in metas.values()):
+        raise DataError(f"--balance {balance}: {next(iter(metas.values()))} is missing; expected a line age,ethnicity "
+                        "of each face there, or choose --balance sex")
+    for name, dataset in databases.items():
+        dataset.group = dataset.label.argmax(1)
+        if balance != "sex" and metas[name].exists():
+            groups = read_groups(metas[name], dataset.nbdata)[balance]
+            dataset.group += 2 * sum(number * member for number, (title, member) in enumerate(groups.items(), 1)
+                                     if title != "16+")
 
 
 def read_face(path):

@@ -169,8 +169,7 @@ def databases(options):
     """The DataSets to learn from and to test on (None without --test)."""
     learned = Dataset.open_databases(options.train)
     if options.balance:
-        for name, dataset in learned.items():
-            dataset.group = Dataset.balance_groups(name, dataset, options.balance)
+        Dataset.balance_groups(learned, options.balance)
     train = Dataset.DataSet.join(list(learned.values()))
     if options.test is None:
         return train, None

@@ -28,7 +28,7 @@ import Models
 from DataBases import photo
 
 ATTACK_OPTIONS = sorted(set().union(*map(Attacks.options, Attacks.ATTACKS)))
-ADVICE = {"steps": "more --steps", "weight": "a smaller --weight", "radius": "a larger --radius"}
+ADVICE = {"steps": "more", "weight": "a smaller", "radius": "a larger", "box": "a larger"}
 PICTURES = 50  # in TensorBoard's slider, beside the saved one
 
 
@@ -188,11 +188,11 @@ def print_report(options, before, after, report):
     if before.split()[0] == report["wrong_label"]:
         print(f"the net says {report['wrong_label']} of the original already: name the other label to mislead it")
     elif not report["fools"]:
-        advice = [ADVICE[option] for option in ADVICE if option in Attacks.options(options.attack)]
+        advice = [f"{how} --{option}" for option, how in ADVICE.items() if getattr(options, option)
+                  or option in ("steps", "radius") and option in Attacks.options(options.attack)]
         print(f"not misled: the net gives {report['wrong_label']} "
               f"{100 * report['after']['probability_of_wrong_label']:.1f} %, from "
-              f"{100 * report['before']['probability_of_wrong_label']:.1f} %; try {', '.join(advice)}, "
-              "or a larger --box")
+              f"{100 * report['before']['probability_of_wrong_label']:.1f} %; try {' or '.join(advice)}")
 
 
 if __name__ == "__main__":

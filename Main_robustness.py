@@ -90,7 +90,7 @@ def check(given):
             raise Dataset.UserError(f"--{name.replace('_', '-')} is an option of --transfer; add that, or leave it out")
     elif "attack" in given:
         raise Dataset.UserError("--transfer makes its files by PGD; leave --attack out")
-    elif ("substitute" in given) != ("query_faces" in given):
+    elif len({"substitute", "query_faces"} & given.keys()) == 1 or "queries" in given and "substitute" not in given:
         raise Dataset.UserError("a substitute needs both --substitute NET and --query-faces DATABASE")
 
 

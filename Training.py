@@ -10,6 +10,7 @@ import math
 import signal
 import tempfile
 import time
+import zlib
 from pathlib import Path
 from typing import Annotated
 
@@ -110,6 +111,10 @@ class Recipe:
     precision: Annotated[str, dict(help="compute in bfloat16, in float32, or in what this machine is built for",
                                    choices=["auto", "bfloat16", "float32"])] = "auto"
     seed: Annotated[int, dict(help="of weights, order, augmentation, dropout", low=0, high=2**31)] = 0
+
+    def __post_init__(self):
+        if "none" in self.augment and len(set(self.augment)) > 1:
+            raise Dataset.UserError(f"--augment {' '.join(self.augment)}: none stands alone")
 
 
 def make_deterministic(seed):
@@ -359,6 +364,7 @@ class Trainer:
         train.seed = recipe.seed
         sample = train.subset(np.arange(min(train.nbdata, MEASURED_TRAINING_FACES)))
         self.measured = {"train": sample, "validation": validation} | ({"test": test} if test else {})
+        self.learned_from = zlib.crc32(train.label.tobytes() + sample.data.grey().tobytes())
         self.steps_per_epoch = math.ceil(train.nbdata / recipe.batch_size)
         self.total = recipe.epochs * self.steps_per_epoch
         self.dtype = compute_dtype(recipe.precision)
@@ -398,7 +404,8 @@ class Trainer:
         return prefix and int(prefix.rpartition("-")[2])
 
     def resume(self):
-        """Go on from last/. Raises NetworkError where there is nothing whole to go on from."""
+        """Go on from last/. Raises NetworkError where there is nothing whole to go on from, and UserError where the
+        training faces are others than those that it began with."""
         prefix = Models.find_checkpoint(self.out / "last")
         try:
             types = tf.train.load_checkpoint(prefix).get_variable_to_dtype_map()
@@ -412,6 +419,9 @@ class Trainer:
         except (tf.errors.OpError, AssertionError, OSError, ValueError, LookupError, RuntimeError, TypeError) as error:
             raise Models.NetworkError(f"{self.out}: damaged, nothing to go on from ({error!r:.90}); "
                                       "start again with another --out") from None
+        if state.get("learned_from", self.learned_from) != self.learned_from:  # earlier versions did not note it
+            raise Dataset.UserError(f"{self.out}: the training databases are no longer those that this training began "
+                                    "with; bring those back, or start again with another --out")
 
     def run(self):
         """Train to the end; yields {"step", "loss"} every REPORT_STEPS steps, and a row of the curve at each measure.
@@ -450,7 +460,7 @@ class Trainer:
                     for name, dataset in self.measured.items() if name != "train"} if best else {}
         parameters = sum(math.prod(variable.shape) for variable in self.net.trainable_variables)
         return accuracy | {"best_step": best and best["step"], "parameters": parameters, "seconds": self.seconds,
-                           "interval": [float(self.interval[0]), self.interval[1]], "curve": self.curve}
+                           "learned_from": self.learned_from, "interval": [float(self.interval[0]), self.interval[1]], "curve": self.curve}
 
     def _push(self, seed, x, y, share=1.0):
         """Faces moved, within `share` of the recipe's radius, to where the net, asked as after training, errs most."""

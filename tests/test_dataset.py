@@ -1027,9 +1027,15 @@ def test_balanced_order_draws_each_group_equally_often(tmp_path):
 
 def test_balance_groups_are_sex_with_what_the_meta_file_says(tmp_path):
     path, gender = write_database(tmp_path, np.zeros((6, 2304)), one_hot(np.arange(6) % 2), "a")
-    dataset = Dataset.DataSet(path, gender)
-    np.testing.assert_array_equal(Dataset.balance_groups(path, dataset, "sex"), [0, 1] * 3)
-    np.testing.assert_array_equal(Dataset.balance_groups(path, dataset, "age"), [0, 1] * 3)  # no meta file
+    other = write_database(tmp_path, np.zeros((2, 2304)), one_hot([1, 0]), "b")[0]
+    databases = Dataset.open_databases([path, other])
+
+    def groups(balance):
+        Dataset.balance_groups(databases, balance)
+        return [list(dataset.group) for dataset in databases.values()]
+    assert groups("sex") == [[0, 1] * 3, [1, 0]]
+    with pytest.raises(DataError, match="--balance age: .*meta_a.csv is missing"):
+        groups("age")
     (tmp_path / "meta_a.csv").write_text("age,ethnicity\n3,0\n3,0\n60,1\n17,\n,4\n16,2\n")
-    assert list(Dataset.balance_groups(path, dataset, "age")) == [2, 3, 10, 7, 0, 7]
-    assert list(Dataset.balance_groups(path, dataset, "ethnicity")) == [2, 3, 4, 1, 10, 7]
+    assert groups("age") == [[2, 3, 10, 7, 0, 7], [1, 0]]  # of the second nothing is said
+    assert groups("ethnicity") == [[2, 3, 4, 1, 10, 7], [1, 0]]

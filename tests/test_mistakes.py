@@ -1,5 +1,7 @@
 """A user's mistake is one line on stderr (file or value, expected, found, remedy), exit code 2, and nothing written."""
+import os
 import shutil
+import sys
 import types
 import zlib
 
@@ -71,6 +73,7 @@ MAIN = {
     "unknown net": (["--net", "vgg"], "invalid choice: 'vgg'"),
     "unknown optimizer": (["--optimizer", "adamw"], "invalid choice: 'adamw'"),
     "unknown flag": (["--epoch", "3"], "unrecognized arguments: --epoch 3"),
+    "no change and a change": (["--augment", "none", "flip"], "--augment none flip: none stands alone"),
     "no epochs": (["--epochs", "0"], "--epochs: 0: expected 1 or more"),
     "half an epoch": (["--epochs", "0.5"], "'0.5' is not a whole number"),
     "a word for a number": (["--batch-size", "many"], "'many' is not a whole number"),
@@ -127,6 +130,13 @@ def test_name_too_long(run, in_folder, checkpoint):
     refuse(run(Main_inference, "x" * 300, "--checkpoint", checkpoint), "x: no such file")
     refuse(run(Main_inference, "face.raw", "--checkpoint", "x" * 300), "File name too long")
     refuse(run(Main_inference, f"data_{'x' * 300}.bin", "--checkpoint", checkpoint), "File name too long")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names of files are text here")
+def test_name_that_is_no_text(run, in_folder, checkpoint):
+    (in_folder / os.fsdecode(b"\xff.raw")).write_bytes(bytes(Dataset.DIM))
+    code, out, _ = run(Main_inference, os.fsdecode(b"\xff.raw"), "--checkpoint", checkpoint)
+    assert code == 0 and out.startswith(r"\udcff.raw: ")
 
 
 def test_full_disk_is_not_taken_for_full_memory(run):

@@ -238,6 +238,7 @@ MISTAKES = {
     "noise below none": (["FEW", "--purify", "-1"], "--purify: -1: expected 0 or more"),
     "attack of a transfer": (["FEW", "--transfer", "--attack", "pgd"], "--transfer makes its files by PGD; leave"),
     "substitute without a transfer": (["FEW", "--substitute", "small"], "--substitute is an option of --transfer"),
+    "questions without a substitute": (["FEW", "--transfer", "--queries", "9"], "needs both --substitute NET and"),
     "substitute without faces": (["FEW", "--transfer", "--substitute", "small"], "needs both --substitute NET and"),
     "too few faces to ask about": (["FEW", "--transfer", "--substitute", "small", "--query-faces", "FEW", "--queries",
                                     "11"], "data_few.bin: 11 faces asked for, it holds 10"),

@@ -276,7 +276,9 @@ def test_an_attack_without_logs_writes_none(in_folder, checkpoint, capsys):
 def test_advice_names_options_that_the_attack_takes(in_folder, checkpoint, capsys):
     Dataset.read_faces(write_database(in_folder, "some", 4))[0].tofile("man.raw")
     assert call(Main_adversarial, "man.raw", "1", "--checkpoint", checkpoint, "--attack", "fgsm", "--radius", "1") == 1
-    assert capsys.readouterr().out.endswith("; try a larger --radius, or a larger --box\n")
+    assert capsys.readouterr().out.endswith("; try a larger --radius\n")
+    assert call(Main_adversarial, "man.raw", "1", "--checkpoint", checkpoint, "--weight", "1e9", "--box", "0,0,9,9") == 1
+    assert capsys.readouterr().out.endswith("; try more --steps or a smaller --weight or a larger --box\n")
 
 
 def test_attack_that_fails_exits_1_and_says_how_far_it_came(in_folder, checkpoint, capsys):

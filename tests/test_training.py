@@ -2,6 +2,7 @@
 import dataclasses
 import json
 import math
+import shutil
 import signal
 
 import numpy as np
@@ -479,6 +480,21 @@ def test_a_training_that_counted_its_steps_in_int64_goes_on(database, tmp_path):
     resumed = trainer(database, tmp_path / "cut")
     resumed.resume()
     assert_same(finish(resumed), whole)
+
+
+def test_a_training_does_not_go_on_with_other_faces(database, in_folder, capsys):
+    copy = in_folder / "data_copy.bin"
+    for kind in "data", "gender":
+        shutil.copy(database.with_name(database.name.replace("data", kind)), in_folder / f"{kind}_copy.bin")
+    arguments = ["--net", "small", "--epochs", "1", "--train", str(copy), "--out", "run"]
+    assert Console.run(Main.main, arguments) == 0
+    labels = np.fromfile(in_folder / "gender_copy.bin", "<f4").reshape(-1, 2)
+    labels[:, ::-1].tofile(in_folder / "gender_copy.bin")
+    capsys.readouterr()
+    assert Console.run(Main.main, ["--resume", "--out", "run", "--epochs", "2"]) == 2
+    assert "run: the training databases are no longer those" in capsys.readouterr().err
+    labels.tofile(in_folder / "gender_copy.bin")
+    assert Console.run(Main.main, ["--resume", "--out", "run", "--epochs", "2"]) == 0
 
 
 def test_main_finds_a_learning_rate(database, in_folder, capsys):
