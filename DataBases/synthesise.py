@@ -28,7 +28,7 @@ from DataBases import faces
 MODEL = Dataset.DATABASES / "faces.npz"
 SHIPPED = Dataset.DATABASES.parent / "pretrained"
 LABELLER = Dataset.DATABASES / "labeller"  # a small net that learned what the one that ships says of such faces
-SURE = 0.8     # probability from which on its word is taken: of 10,000 labels 9,990 are then those of the other
+SURE = 0.8     # probability from which on its word is taken: of 10,000 labels 9,986 are then those of the other
 CHUNK = 1000   # faces drawn at once
 ASKED = 250    # faces that a net is asked about at once; all of a chunk would take 0.15 GB more
 

@@ -12,7 +12,8 @@ import Dataset
 import Main
 import Main_inference
 import Models
-from conftest import REAL_FACES
+from DataBases import synthesise
+from conftest import REAL_FACES, write_database
 
 PRETRAINED = Path(Console.__file__).resolve().parent / "pretrained"
 
@@ -74,6 +75,30 @@ def test_every_training_of_the_recipe_is_one_that_main_understands(learn):
         assert given.get("start") == (f"out/{start}" if start else None)
         assert given.get("teacher", []) == [f"out/{net}" for net in [start, *teachers] if net]
         assert not (start and "net" in given)
+
+
+def test_the_whole_recipe_runs_and_runs_again(learn, in_folder, monkeypatch, capsys):
+    for name in "16k", "aaf", "scut", "test4k":
+        write_database(in_folder, name, 40)
+    for name, (learned, measured, _, start, teachers) in learn.TRAININGS.items():
+        recipe = ["--epochs", "1", *([] if start else ["--net", "small"])]
+        monkeypatch.setitem(learn.TRAININGS, name, (learned, measured, recipe, start, teachers))
+    monkeypatch.setattr(learn, "LABELLER", ["--net", "small", "--epochs", "1"])
+    monkeypatch.setattr(learn, "NOBODY", ("learn100", "held20"))
+    monkeypatch.setattr(learn, "CHANGES", [])
+    for part in "SHIPPED", "LABELLER":
+        (in_folder / part).mkdir()
+        monkeypatch.setattr(synthesise, part, in_folder / part)
+    assert Console.run(learn.main, [".", "--out", "out"]) == 0
+    weights = {part: Models.load(in_folder / part)[0].variables for part in ("SHIPPED", "LABELLER")}
+    of_the_mean = [Models.load(in_folder / "out" / net)[0].variables for net in learn.MEANS["all_4"]]
+    for variable, *parts in zip(weights["SHIPPED"], *of_the_mean, strict=True):
+        np.testing.assert_allclose(variable, np.mean(parts, 0), rtol=1e-6, atol=1e-7)
+    assert capsys.readouterr().out.count("data_aaf.bin: accuracy ") == 1
+    assert Console.run(learn.main, [".", "--out", "out"]) == 0  # all is done already
+    for part, before in weights.items():
+        for variable, value in zip(Models.load(in_folder / part)[0].variables, before, strict=True):
+            np.testing.assert_array_equal(variable, value)
 
 
 def test_the_weights_tell_what_they_learned_from(learn):
