@@ -364,7 +364,7 @@ class Trainer:
         train.seed = recipe.seed
         sample = train.subset(np.arange(min(train.nbdata, MEASURED_TRAINING_FACES)))
         self.measured = {"train": sample, "validation": validation} | ({"test": test} if test else {})
-        self.learned_from = zlib.crc32(train.label.tobytes() + sample.data.grey().tobytes())
+        self.fingerprint = zlib.crc32(train.label.tobytes() + sample.data.grey().tobytes())
         self.steps_per_epoch = math.ceil(train.nbdata / recipe.batch_size)
         self.total = recipe.epochs * self.steps_per_epoch
         self.dtype = compute_dtype(recipe.precision)
@@ -419,7 +419,7 @@ class Trainer:
         except (tf.errors.OpError, AssertionError, OSError, ValueError, LookupError, RuntimeError, TypeError) as error:
             raise Models.NetworkError(f"{self.out}: damaged, nothing to go on from ({error!r:.90}); "
                                       "start again with another --out") from None
-        if state.get("learned_from", self.learned_from) != self.learned_from:  # earlier versions did not note it
+        if state.get("fingerprint", self.fingerprint) != self.fingerprint:  # earlier versions did not note it
             raise Dataset.UserError(f"{self.out}: the training databases are no longer those that this training began "
                                     "with; bring those back, or start again with another --out")
 
@@ -460,7 +460,8 @@ class Trainer:
                     for name, dataset in self.measured.items() if name != "train"} if best else {}
         parameters = sum(math.prod(variable.shape) for variable in self.net.trainable_variables)
         return accuracy | {"best_step": best and best["step"], "parameters": parameters, "seconds": self.seconds,
-                           "learned_from": self.learned_from, "interval": [float(self.interval[0]), self.interval[1]], "curve": self.curve}
+                           "fingerprint": self.fingerprint, "interval": [float(self.interval[0]), self.interval[1]],
+                           "curve": self.curve}
 
     def _push(self, seed, x, y, share=1.0):
         """Faces moved, within `share` of the recipe's radius, to where the net, asked as after training, errs most."""

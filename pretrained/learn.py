@@ -76,7 +76,7 @@ def main(argv=None):
             folder.mkdir(exist_ok=True)
             export(mean([f"{options.out}/{net}" for net in MEANS[name]]), folder, origin(name))
             Main_inference.main([paths[-1], "--checkpoint", str(folder)])
-    export(Models.load(folder)[0], synthesise.SHIPPED, origin(name))
+    export(Models.load(f"{options.out}/all_4_mean")[0], synthesise.SHIPPED, origin("all_4"))
     print("labeller: learns what that net says of faces of nobody", flush=True)
     shipped = str(synthesise.SHIPPED)
     paths = [f"{options.out}/data_{name}.bin" for name in NOBODY]

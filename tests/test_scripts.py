@@ -277,7 +277,8 @@ def test_advice_names_options_that_the_attack_takes(in_folder, checkpoint, capsy
     Dataset.read_faces(write_database(in_folder, "some", 4))[0].tofile("man.raw")
     assert call(Main_adversarial, "man.raw", "1", "--checkpoint", checkpoint, "--attack", "fgsm", "--radius", "1") == 1
     assert capsys.readouterr().out.endswith("; try a larger --radius\n")
-    assert call(Main_adversarial, "man.raw", "1", "--checkpoint", checkpoint, "--weight", "1e9", "--box", "0,0,9,9") == 1
+    assert call(Main_adversarial, "man.raw", "1", "--checkpoint", checkpoint, "--weight", "1e9",
+                "--box", "0,0,9,9") == 1
     assert capsys.readouterr().out.endswith("; try more --steps or a smaller --weight or a larger --box\n")
 
 
