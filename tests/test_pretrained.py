@@ -81,9 +81,9 @@ def test_the_whole_recipe_runs_and_runs_again(learn, in_folder, monkeypatch, cap
     for name in "16k", "aaf", "scut", "test4k":
         write_database(in_folder, name, 40)
     for name, (learned, measured, _, start, teachers) in learn.TRAININGS.items():
-        recipe = ["--epochs", "1", *([] if start else ["--net", "small"])]
+        recipe = ["--epochs", "1", *([] if start else ["--net", "perceptron"])]
         monkeypatch.setitem(learn.TRAININGS, name, (learned, measured, recipe, start, teachers))
-    monkeypatch.setattr(learn, "LABELLER", ["--net", "small", "--epochs", "1"])
+    monkeypatch.setattr(learn, "LABELLER", ["--net", "perceptron", "--epochs", "1"])
     monkeypatch.setattr(learn, "NOBODY", ("learn100", "held20"))
     monkeypatch.setattr(learn, "CHANGES", [])
     for part in "SHIPPED", "LABELLER":
