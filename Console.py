@@ -7,6 +7,7 @@ import argparse
 import contextlib
 import dataclasses
 import errno
+import io
 import math
 import os
 import shutil
@@ -131,7 +132,8 @@ REFUSALS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.ENAMETOO
 def run(main, argv=None):
     """Run an entry script's `main(argv)`: its exit code; a user's mistake is one line on stderr and exit code 2."""
     script = Path(sys.argv[0]).name
-    sys.stdout.reconfigure(errors="backslashreplace")  # a file's name may be no text
+    if isinstance(sys.stdout, io.TextIOWrapper):  # in a notebook it is none
+        sys.stdout.reconfigure(errors="backslashreplace")  # a file's name may be no text
     try:
         return main(sys.argv[1:] if argv is None else argv)
     except Dataset.UserError as error:

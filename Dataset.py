@@ -325,15 +325,14 @@ def balance_groups(databases, balance):
     Raises DataError where age or ethnicity is asked for and there is no meta_*.csv at all.
     """
     metas = {name: database_files(name)[2] for name in databases}
-    if balance != "sex" and not any(meta.exists() for meta in metas.values()):
+    groups = {name: read_groups(meta, databases[name].nbdata)[balance] for name, meta in metas.items()
+              if balance != "sex" and meta.exists()}
+    if balance != "sex" and not groups:
         raise DataError(f"--balance {balance}: {next(iter(metas.values()))} is missing; expected a line age,ethnicity "
                         "of each face there, or choose --balance sex")
     for name, dataset in databases.items():
-        dataset.group = dataset.label.argmax(1)
-        if balance != "sex" and metas[name].exists():
-            groups = read_groups(metas[name], dataset.nbdata)[balance]
-            dataset.group += 2 * sum(number * member for number, (title, member) in enumerate(groups.items(), 1)
-                                     if title != "16+")
+        dataset.group = dataset.label.argmax(1) + 2 * sum(
+            number * member for number, (title, member) in enumerate(groups.get(name, {}).items(), 1) if title != "16+")
 
 
 def read_face(path):

@@ -85,12 +85,13 @@ def main(argv=None):
 
 def check(given):
     """Refuse options that do not go together."""
+    black_box = {"substitute", "query_faces", "queries"} & given.keys()
     if not given.get("transfer"):
-        for name in {"substitute", "query_faces", "queries"} & given.keys():
+        for name in black_box:
             raise Dataset.UserError(f"--{name.replace('_', '-')} is an option of --transfer; add that, or leave it out")
     elif "attack" in given:
         raise Dataset.UserError("--transfer makes its files by PGD; leave --attack out")
-    elif len({"substitute", "query_faces"} & given.keys()) == 1 or "queries" in given and "substitute" not in given:
+    elif black_box and not {"substitute", "query_faces"} <= black_box:
         raise Dataset.UserError("a substitute needs both --substitute NET and --query-faces DATABASE")
 
 

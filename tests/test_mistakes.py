@@ -1,4 +1,6 @@
 """A user's mistake is one line on stderr (file or value, expected, found, remedy), exit code 2, and nothing written."""
+import contextlib
+import io
 import os
 import shutil
 import sys
@@ -137,6 +139,13 @@ def test_name_that_is_no_text(run, in_folder, checkpoint):
     (in_folder / os.fsdecode(b"\xff.raw")).write_bytes(bytes(Dataset.DIM))
     code, out, _ = run(Main_inference, os.fsdecode(b"\xff.raw"), "--checkpoint", checkpoint)
     assert code == 0 and out.startswith(r"\udcff.raw: ")
+
+
+def test_a_notebook_s_stdout_is_written_to(in_folder, checkpoint):
+    (in_folder / "face.raw").write_bytes(bytes(Dataset.DIM))
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        assert Console.run(Main_inference.main, ["face.raw", "--checkpoint", str(checkpoint)]) == 0
+    assert out.getvalue().startswith("face.raw: ")
 
 
 def test_full_disk_is_not_taken_for_full_memory(run):
