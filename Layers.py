@@ -68,14 +68,12 @@ class _WeightLayer(_Layer):
                 raise ValueError(f"layer {name}: unknown {given!r}; expected one of {', '.join(known)}")
         if not 0.0 <= dropout_rate < 1.0:
             raise ValueError(f"layer {name}: dropout_rate {dropout_rate} is not in [0, 1)")
-        self.output_dim = output_dim
-        self.dropout_rate = dropout_rate
-        self.activation = activation
-        self.initializer = initializer
+        self.output_dim, self.dropout_rate = output_dim, dropout_rate
+        self.activation, self.initializer = activation, initializer
         self.bn = BatchNorm(f"{name} bn") if batchnorm else None
 
-    def _apply(self, linear, x, kernel, log_summary, training):
-        """activation(bn(linear(x, w) + b)) with w of shape kernel + [inputs, outputs]."""
+    def _apply(self, linear, x, kernel, log_summary, training, pool=tf.identity):
+        """pool(activation(bn(linear(x, w) + b))) with w of shape kernel + [inputs, outputs]."""
         if not hasattr(self, "w"):
             with tf.init_scope():
                 shape = [*kernel, x.shape[-1], self.output_dim]
@@ -90,10 +88,9 @@ class _WeightLayer(_Layer):
             y = tf.nn.bias_add(linear(x, tf.cast(self.w, x.dtype)), tf.cast(self.b, x.dtype))
             if self.bn is not None:
                 y = self.bn(y, log_summary, training)
-            y = ACTIVATIONS[self.activation](y)
             if training and self.dropout_rate:
-                y = dropout(y, self.dropout_rate)
-        return y
+                return pool(dropout(ACTIVATIONS[self.activation](y), self.dropout_rate))
+            return ACTIVATIONS[self.activation](pool(y))  # the same, as activations never fall, on fewer pixels
 
 
 class unflat(_Layer):
@@ -134,7 +131,7 @@ class conv(_WeightLayer):
     """Convolution with SAME padding, then ReLU: [?, H, W, N] -> [?, ceil(H/stride), ceil(W/stride), output_dim].
 
     w is [filterSize, filterSize, N, output_dim], or [height, width, ...] where filterSize is such a pair;
-    dropout_rate in [0, 1) acts on the output, when training.
+    dropout_rate in [0, 1) acts on the output, when training; pool, a maxpool, goes ahead of the activation (slides).
     """
 
     def __init__(self, name, output_dim, filterSize, stride, dropout_rate=0.0, *, activation="relu", **options):
@@ -142,8 +139,9 @@ class conv(_WeightLayer):
         self.kernel = [filterSize] * 2 if isinstance(filterSize, int) else list(filterSize)
         self.stride = stride
 
-    def __call__(self, x, log_summary=False, training=False):
-        return self._apply(lambda x, w: tf.nn.conv2d(x, w, self.stride, "SAME"), x, self.kernel, log_summary, training)
+    def __call__(self, x, log_summary=False, training=False, pool=tf.identity):
+        return self._apply(lambda x, w: tf.nn.conv2d(x, w, self.stride, "SAME"), x, self.kernel, log_summary, training,
+                           pool)
 
 
 class maxpool(_Layer):
@@ -167,8 +165,7 @@ class BatchNorm(_Layer):
 
     def __init__(self, name="bn", decay=0.99, epsilon=0.01):
         super().__init__(name)
-        self.decay = decay
-        self.epsilon = epsilon
+        self.decay, self.epsilon = decay, epsilon
 
     def __call__(self, x, log_summary=False, training=False):
         depth = x.shape[-1]
@@ -207,10 +204,11 @@ class DenseBlock(_Layer):
 
     def __call__(self, x, log_summary=False, training=False):
         parts = [x]
-        for layer in self.block:
+        for layer in self.block[:-1]:
             parts.append(layer(tf.concat(parts, axis=3), log_summary, training))
         # Each part is pooled for itself, so that they are joined where a quarter of the pixels is left.
-        return self.cv(tf.concat([self.mp(part) for part in parts], axis=3), log_summary, training)
+        last = [layer(tf.concat(parts, axis=3), log_summary, training, self.mp) for layer in self.block[-1:]]
+        return self.cv(tf.concat([*map(self.mp, parts), *last], axis=3), log_summary, training)
 
 
 class ResidualBlock(_Layer):

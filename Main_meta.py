@@ -121,7 +121,7 @@ def mark(result):
 
 def layout(results, grid, options):
     """(row names, column names, rows of the table: the values of the row's parameters, then the marks)."""
-    rows = [name for name in options.rows if name in grid]
+    rows = [name for name in dict.fromkeys(options.rows) if name in grid]
     columns = [name for name in grid if name not in rows]
     found = {tuple(result["parameters"][name] for name in (*rows, *columns)): result for result in results}
     lines = [[*map(str, row), *(mark(found.get(row + column)) for column in values(grid, columns))]

@@ -26,13 +26,15 @@ class NetworkError(Dataset.UserError):
 class Network(tf.Module):
     """Base of the nets: `__init__` makes the layers and ends with `_build`, `sequence()` is the order of their calls.
 
-    Every net takes `dropout` (share of each convolution's output that training sets to zero) and what its layers take
-    by keyword: batchnorm, activation, initializer.
+    Every net takes `dropout` (share of convolutions' outputs) and its layers' batchnorm, activation and initializer.
     """
 
     def __call__(self, x, log_summary=False, training=False):
-        for layer in self.sequence():
-            x = layer(x, log_summary, training)
+        layers = [*self.sequence()]
+        while layers:
+            layer, *layers = layers
+            pooled = isinstance(layer, Layers.conv) and layers and isinstance(layers[0], Layers.maxpool)
+            x = layer(x, log_summary, training, *[layers.pop(0)] if pooled else [])
         return x
 
     def _build(self, arguments):

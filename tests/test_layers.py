@@ -25,7 +25,7 @@ def scatter(layer, seed=1):
     generator = np.random.default_rng(seed)
     for variable in layer.variables:
         variable.assign(generator.uniform(0.2, 0.6, variable.shape) * generator.choice([-1, 1], variable.shape))
-        if variable.name.startswith("variance"):
+        if "variance" in variable.name:
             variable.assign(tf.abs(variable) + 0.5)
 
 
@@ -46,7 +46,7 @@ def assert_twins(layer, twin, pairs, x, training=False):
     trained = [pair for pair in pairs if pair[0].trainable]
     ours = values_and_gradients(lambda x: layer(x, False, training), x, [pair[0] for pair in trained])
     theirs = values_and_gradients(lambda x: twin(x, training=training), x, [pair[1] for pair in trained])
-    assert len(ours) == 2 + len(layer.trainable_variables)
+    assert len(ours) == 2 + len(layer.trainable_variables) and np.isfinite(ours[0]).all()
     for a, b in zip(ours, theirs):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * max(1.0, np.abs(b).max()))
     for a, b in pairs:
@@ -134,6 +134,37 @@ def keras_model(f, x):
 def test_maxpool_is_keras_maxpool_same(side, size):
     x = normal(2, side, side, 3)
     assert_twins(Layers.maxpool("pool", size), keras.layers.MaxPool2D(size, padding="same"), [], x)
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("dropout_rate", [0.0, 0.5])
+@pytest.mark.parametrize("batchnorm", [False, True])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_a_convolution_pools_ahead_of_its_activation_as_after_it(activation, batchnorm, dropout_rate, training):
+    layer = Layers.conv("cv", 5, 3, 1, dropout_rate, activation=activation, batchnorm=batchnorm)
+    pool = Layers.maxpool("pool", 2)
+    x = normal(2, 7, 6, 3)
+    layer(x)
+    scatter(layer)
+
+    def result(f):
+        with Layers.dropout_seed(tf.constant([1, 2])):
+            return values_and_gradients(f, x, layer.trainable_variables)
+
+    for ahead, after in zip(result(lambda x: layer(x, False, training, pool)),
+                            result(lambda x: pool(layer(x, False, training)))):
+        np.testing.assert_allclose(ahead, after, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("dropout_rate, size", [(0.0, 3), (0.5, 6)])
+def test_activations_work_on_the_pooled_pixels_where_nothing_is_dropped(monkeypatch, dropout_rate, size):
+    sizes = []
+    monkeypatch.setitem(Layers.ACTIVATIONS, "relu", lambda x: sizes.append(x.shape[1]) or tf.nn.relu(x))
+    Layers.conv("cv", 4, 3, 1, dropout_rate)(normal(1, 6, 6, 2), False, True, Layers.maxpool("pool", 2))
+    assert sizes == [size]
+    sizes.clear()
+    Layers.DenseBlock("b", 2, 4, 8, 3, 1)(normal(1, 6, 6, 2))
+    assert sizes == [6, 3, 3]
 
 
 def test_unflat_and_flat_keep_the_pixels_row_by_row():

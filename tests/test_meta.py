@@ -92,6 +92,11 @@ def test_a_table_of_one_parameter_names_it(stand_in, capsys):
     assert [line.split() for line in out.splitlines()[-2:]] == [["dropout", "0.0", "0.3"], ["-", "-"]]
 
 
+def test_rows_named_twice_are_rows_once(stand_in, capsys):
+    _, out, _ = sweep(capsys, "--nb-conv", "1", "2", "--rows", "nb_conv", "nb_conv", "--no-run")
+    assert [line.split() for line in out.splitlines()[-3:]] == [["nb_conv"], ["1", "-"], ["2", "-"]]
+
+
 def test_without_databases_named_the_table_names_those_that_main_takes(stand_in, database, capsys, monkeypatch):
     monkeypatch.setattr(Dataset, "default_databases", lambda: (database, database.with_name("data_test.bin")))
     _, out, _ = sweep(capsys, "--nb-conv", "1")

@@ -433,5 +433,14 @@ def test_a_net_with_another_pooling_is_not_taken_for_the_courses(tmp_path):
     assert "net/fc/w" in message and "(1728, 2)" in message and "(432, 2)" in message
 
 
+@pytest.mark.parametrize("net", [Models.build("small"), Models.build("convnet", nb_conv=2, batchnorm=True),
+                                 Models.ConvNet(filters=[[], [4], []])])
+def test_a_net_is_its_layers_one_after_the_other(net):
+    x = faces()
+    for layer in net.sequence():
+        x = layer(x)
+    np.testing.assert_allclose(net(faces()), x, rtol=1e-5, atol=1e-6)
+
+
 def test_layers_and_models_together_stay_under_500_lines():
     assert sum(len(Path(module.__file__).read_text().splitlines()) for module in (Layers, Models)) < 500
