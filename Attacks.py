@@ -110,8 +110,7 @@ class Attack:
         self.x = tf.constant(Dataset.to_float(faces))
         self.mask = tf.ones([Dataset.DIM]) if mask is None else tf.constant(_mask(mask), tf.float32)
         self.dx = tf.Variable(tf.zeros_like(self.x))
-        self.asked = tf.Variable(self.x)                 # the pictures of the last step, and their lead
-        self.lead = tf.Variable(tf.zeros([len(faces)]))
+        self.asked = tf.Variable(self.x)                 # the pictures of the last step
         self.done = tf.Variable(0, dtype=tf.int64)       # steps
         self.best = tf.Variable(self.x)                  # what will be saved: the closest that fools, else the last
         self.closest = tf.Variable(tf.fill([len(faces)], math.inf))
@@ -139,12 +138,13 @@ class Attack:
     def watched(self):
         """The pictures of the last step as files hold them ([N, 2304] uint8), and what is to be drawn: {name: [N]}.
 
-        The loss is the course's, cross entropy and, where the attack has one, the penalty.
+        The loss is the course's, cross entropy and, where the attack has one, the penalty. What the net says is of the
+        pictures themselves, also where the attack asks it about changes of them.
         """
-        pictures = Dataset.to_grey(self.asked)
+        pictures, lead = Dataset.to_grey(self.asked), _lead(self.net(self.asked), self.wrong)
         norms = distances(self.faces, pictures)
-        return pictures, {"loss": tf.nn.softplus(-self.lead).numpy(),
-                          "probability of the wrong label": tf.sigmoid(self.lead).numpy(),
+        return pictures, {"loss": tf.nn.softplus(-lead).numpy(),
+                          "probability of the wrong label": tf.sigmoid(lead).numpy(),
                           **{f"noise/{norm}, grey levels": norms[norm] for norm in ("l2", "l1", "linf")}}
 
     def _loss(self, logits, lead):
@@ -165,7 +165,6 @@ class Attack:
             loss = tf.reduce_sum(self._loss(logits, lead))
         gradient = tape.gradient(loss, self.dx) * self.mask
         self.asked.assign(saved)
-        self.lead.assign(lead)
         fools = lead > MARGIN
         self._keep(saved, fools)
         dx = self._in_range(self._move(gradient, lead, fools))
@@ -268,7 +267,7 @@ class Misleading(Attack):
     rounding a twentieth) inside the smallest noise so far, as the penalty alone moves one pixel at a time.
 
     norm   l2, l1, linf or none: which penalty keeps DX small
-    weight of the penalty; None looks for it, face by face
+    weight of the penalty; None looks for it, face by face. Under none there is neither, and DX rests where a file fools
     rounding  False: the net sees floats, and what it then says of the file is left to chance
     seed   of DX's start, at random within a quarter of a grey level
     """
@@ -279,6 +278,8 @@ class Misleading(Attack):
 
     def __init__(self, net, faces, wrong, norm="l2", weight=None, steps=300, rounding=True, mask=None, seed=0):
         super().__init__(net, faces, wrong, steps, mask)
+        if norm == "none" and weight is not None:
+            raise Dataset.UserError(f"weight {weight:g}: norm none has no penalty to weigh; leave the weight out")
         self.norm, self.stops, self.looks_for_weight = _one_of(norm, PENALTIES), norm == "none", weight is None
         self.settles, self.rounding = norm == "l2" and weight is None, rounding
         start = tf.random.stateless_uniform(self.x.shape, [seed, 0], -0.25, 0.25) / Dataset.GREY_LEVELS
@@ -291,7 +292,8 @@ class Misleading(Attack):
         self.optimizer.build([self.dx])
 
     def result(self):
-        return dataclasses.replace(super().result(), weight=self.weight.numpy())
+        return super().result() if self.norm == "none" else dataclasses.replace(super().result(),
+                                                                                weight=self.weight.numpy())
 
     def watched(self):
         pictures, curves = super().watched()

@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import errno
 import io
+import itertools
 import math
 import os
 import shutil
@@ -163,11 +164,37 @@ def is_last(folder):
     return folder.name == "last" and (folder.parent / Models.DESCRIPTION).is_file()
 
 
+def is_of_main(folder):
+    """Whether what trains in a folder is Main.py, whose options its network.json holds."""
+    return '"training":' in (folder / Models.DESCRIPTION).read_text(encoding="utf-8", errors="replace")
+
+
+def claim(folder):
+    """Make a folder, with a number where another training has just made that one: its path."""
+    Dataset.make_folder(folder.parent)
+    for number in itertools.count(1):
+        claimed = folder if number == 1 else folder.with_name(f"{folder.name}-{number}")
+        try:
+            claimed.mkdir()
+            return claimed
+        except FileExistsError:
+            pass
+
+
+def _written(path):
+    """When a file was written last; 0 where a training has meanwhile replaced it."""
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
+
+
 def default_checkpoint():
     """The best checkpoint of the newest training under checkpoints/, else pretrained/."""
-    trained = [index for index in Path("checkpoints").rglob("*.index") if not is_last(index.parent)]
+    trained = [Path(folder, name) for folder, _, names in os.walk("checkpoints") for name in names
+               if name.endswith(".index") and not folder.endswith("_temp") and not is_last(Path(folder))]
     if trained:
-        return max(trained, key=lambda index: index.stat().st_mtime)
+        return max(trained, key=_written)
     pretrained = Path(__file__).resolve().parent / "pretrained"
     if not pretrained.is_dir():
         raise Dataset.UserError("nothing learned yet: there is no checkpoint under checkpoints/; "
@@ -187,6 +214,8 @@ def duration(seconds):
 class Progress:
     """A bar with rate and remaining time on a terminal; in a log a line every minute, and those of `line`.
 
+    `with progress:` clears the bar at the end, also where an error ends the work.
+
     total  units of work in all;  done  units that an earlier run did
     unit   what is counted, e.g. "images";  scale  how many of them are one unit of work
     """
@@ -196,6 +225,12 @@ class Progress:
         self.start = time.monotonic()
         self.live = sys.stderr.isatty()
         self.drawn = 0.0 if self.live else self.start
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.clear()
 
     def rate(self, done):
         """Units a second since the start."""
@@ -234,17 +269,17 @@ class Progress:
 def work(parts):
     """Run a Robustness.Parts to its end, with progress."""
     progress = Progress(parts.total, parts.done, "faces")
-    for text in parts.run():
-        progress.update(parts.done, text)
-    progress.clear()
+    with progress:
+        for text in parts.run():
+            progress.update(parts.done, text)
 
 
 def learn(trainer, text):
     """Run a Training.Trainer to its end, with progress, and a text beside the bar."""
     progress = Progress(trainer.total, int(trainer.step))
-    for row in trainer.run():
-        progress.update(row["step"], text)
-    progress.clear()
+    with progress:
+        for row in trainer.run():
+            progress.update(row["step"], text)
 
 
 # Answers
@@ -271,9 +306,7 @@ class Committee:
 
 def ask(net, face):
     """What a net says of one face ([48, 48] or [2304] uint8): {"label", "probability", "logits"}."""
-    logits = net(tf.constant(Dataset.to_float(face).reshape(1, -1)))
-    if not np.isfinite(logits).all():
-        raise Dataset.UserError("the net answers with no number: its training diverged; choose another --checkpoint")
+    logits = Dataset.finite(net(tf.constant(Dataset.to_float(face).reshape(1, -1))))
     label, probability = int(tf.argmax(logits, axis=1)[0]), tf.nn.softmax(logits)[0].numpy()
     return {"label": Dataset.LABELS[label], "probability": float(probability[label]),
             "logits": logits[0].numpy().tolist()}

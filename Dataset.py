@@ -101,8 +101,12 @@ class FaceArray(np.lib.mixins.NDArrayOperatorsMixin):
         return to_float(self.grey()).astype(dtype or np.float32, copy=False)
 
     def __array_ufunc__(self, ufunc, method, *inputs, **kwargs):
-        inputs = [np.asarray(i) if isinstance(i, FaceArray) else i for i in inputs]
-        return getattr(ufunc, method)(*inputs, **kwargs)
+        def loaded(values):
+            return [np.asarray(value) if isinstance(value, FaceArray) else value for value in values]
+
+        if "out" in kwargs:  # data -= mean: what was read from the file becomes an array of its own
+            kwargs["out"] = tuple(loaded(kwargs["out"]))
+        return getattr(ufunc, method)(*loaded(inputs), **kwargs)
 
     def __getattr__(self, name):
         if name.startswith("_") or not hasattr(np.ndarray, name):
@@ -209,6 +213,13 @@ class DataSet:
         return float(np.mean(self.logits(model).argmax(1) == self.label.argmax(1)))
 
 
+def finite(logits):
+    """Logits [N, 2] as they are; UserError where a net answers with no number."""
+    if not np.isfinite(logits).all():
+        raise UserError("the net answers with no number: its training diverged; choose another --checkpoint")
+    return logits
+
+
 def _required_parameters(model):
     parameters = inspect.signature(model).parameters.values()
     return [p for p in parameters
@@ -284,7 +295,8 @@ def open_databases(names):
 
 def default_databases(folder=DATABASES):
     """The largest training database in `folder` and the largest whose name begins with `test`, as paths or None."""
-    paths = sorted(Path(folder).glob("data_*.bin"), key=lambda path: (path.stat().st_size, path.name))
+    paths = sorted(filter(Path.is_file, Path(folder).glob("data_*.bin")),
+                   key=lambda path: (path.stat().st_size, path.name))
     tests = [path for path in paths if path.name.startswith("data_test")]
     trainings = [path for path in paths if path not in tests]
     return (trainings[-1] if trainings else None), (tests[-1] if tests else None)
@@ -376,10 +388,13 @@ def _to_8_bit(picture):
     """A PIL picture of any mode as mode RGB, or L where it is grey of more than 8 bit."""
     if picture.mode.startswith("I") or picture.mode == "F":
         values = np.asarray(picture, np.float64)
-        if values.max(initial=0) > 255:
-            values = values / 257.0  # 16 bit
-        elif picture.mode == "F" and values.max(initial=0) <= 1:
-            values = values * 255.0
+        scales = {1.0: 255.0} if picture.mode == "F" else {}
+        scales |= {255.0: 1.0, 65535.0: 1.0 / 257.0}
+        most = values.max(initial=0) / 1.05  # resampling overshoots
+        fits = [scale for white, scale in scales.items() if most <= white]
+        if not fits or not np.isfinite(values).all():
+            raise ValueError("its grey levels are neither 0 to 1, nor 0 to 255, nor 0 to 65535")
+        values = values * fits[0]
         if "transparency" in picture.info:
             values = np.where(np.asarray(picture) == picture.info["transparency"], 255, values)
         return Image.fromarray(np.clip(np.rint(values), 0, 255).astype(np.uint8))
@@ -427,7 +442,7 @@ def make_folder(path):
 def write_whole(path, content):
     """Write bytes to a file that appears whole or not at all. Raises UserError where that is not possible."""
     path = Path(path)
-    beside = path.with_name(f".{os.getpid()}.part")
+    beside = path.parent / f".{os.getpid()}.part"
     make_folder(path.parent)
     try:
         try:

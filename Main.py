@@ -59,9 +59,11 @@ def main(argv=None):
     net = first_net(options, out, learned)
     if options.start:
         options = dataclasses.replace(options, net=type(net).__name__)
-    if options.find_lr:
-        return range_test(net, learned, options)
     teacher = Console.Committee([Models.load(path)[0] for path in options.teacher]) if options.teacher else None
+    if options.find_lr:
+        return range_test(net, learned, options, teacher)
+    if not (options.out or options.resume):
+        out = Console.claim(out)
     logs = None if options.logs == "none" else Path(options.logs) / out.name
     description = json.dumps(json.loads(net.description) | {"training": dataclasses.asdict(options)}, indent=1)
     trainer = Training.Trainer(net, learned, validation, test, options, out, logs, description, teacher)
@@ -95,21 +97,10 @@ def started(given):
     if any(out.rglob("*.index")):
         raise Dataset.UserError(f"{out} holds a training already; go on with it with --resume, "
                                 "or choose another folder with --out")
-    if not options.train:
-        train, test = Dataset.default_databases()
-        if train is None:
-            make_databases([] if options.test or test else ["test10k"])
-            train, test = Dataset.default_databases()
-        options = dataclasses.replace(options, train=(str(train),), test=options.test or test and str(test))
-    return options, out
-
-
-def make_databases(more):
-    """Make a training base of faces of nobody, and `more`: the names of others."""
-    print(f"{Dataset.DATABASES} holds no faces to learn from: making some of nobody (python -m DataBases.synthesise)",
-          flush=True)
-    for line in synthesise.make([*more, "10k"], Dataset.DATABASES):  # the training base last: it says all are there
-        print(line, flush=True)
+    if options.start and (own := [name for name in ("net", "lsuv", *NET_OPTIONS) if name in given]):
+        raise Dataset.UserError(f"--from goes on with the net of {options.start}; "
+                                f"leave --{own[0].replace('_', '-')} out")
+    return synthesise.with_databases(options), out
 
 
 def resumed(given):
@@ -118,7 +109,7 @@ def resumed(given):
         out = Path(given["out"])
     else:
         begun = [folder for folder in Path("checkpoints").rglob("last")
-                 if Console.is_last(folder) and any(folder.glob("*.index"))]
+                 if Console.is_last(folder) and any(folder.glob("*.index")) and Console.is_of_main(folder)]
         if not begun:
             raise Dataset.UserError("no training under checkpoints/ to go on with; name its folder with --out")
         out = max(begun, key=lambda folder: folder.stat().st_mtime).parent
@@ -138,10 +129,6 @@ def resumed(given):
 
 def first_net(options, out, learned):
     """The net to begin with."""
-    given = [name.replace("_", "-") for name in ("net", "lsuv", *NET_OPTIONS)
-             if getattr(options, name) not in (getattr(Options, name), [])]
-    if options.start and given and not options.resume:
-        raise Dataset.UserError(f"--from goes on with the net of {options.start}; leave --{given[0]} out")
     if options.start:
         return Models.load(out / "last" if options.resume else options.start)[0]
     kernels = [Console.parse_kernel(text) for text in options.filter_size] or None
@@ -155,8 +142,8 @@ def first_net(options, out, learned):
     return net
 
 
-def range_test(net, learned, options):
-    tests = list(Training.find_rate(net, learned, options))
+def range_test(net, learned, options, teacher):
+    tests = list(Training.find_rate(net, learned, options, teacher))
     best = min(tests, key=lambda test: test[1])
     print("learning rate    loss")
     for rate, loss in tests[::5]:
@@ -180,7 +167,7 @@ def databases(options):
 
 
 def report(trainer, options):
-    progress = Console.Progress(trainer.total, int(trainer.step), "images", options.batch_size)
+    progress = Console.Progress(trainer.total, int(trainer.step), "images", trainer.faces_per_step)
     progress.line(HEADER + ("   attacked" if options.adversarial else ""))
     for row in trainer.run():
         if "epoch" not in row:

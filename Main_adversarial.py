@@ -93,7 +93,6 @@ def mislead(options, net, face, wrong, mask, name):
     survive = ",".join(options.survive).split(",") if options.survive else ()
     given["radius"] = options.radius and options.radius / Dataset.GREY_LEVELS
     Console.ask(net, face.grey)  # refuses a net that has diverged, before anything is written
-
     started = time.monotonic()
     attack = Attacks.build(options.attack, net, face.grey.reshape(1, -1), [wrong], mask, survive, **given)
     found = search(attack, options.logs and Path(options.logs) / f"adv_{name}")
@@ -188,8 +187,9 @@ def print_report(options, before, after, report):
     if before.split()[0] == report["wrong_label"]:
         print(f"the net says {report['wrong_label']} of the original already: name the other label to mislead it")
     elif not report["fools"]:
-        advice = [f"{how} --{option}" for option, how in ADVICE.items() if getattr(options, option)
-                  or option in ("steps", "radius") and option in Attacks.options(options.attack)]
+        advice = ["it without --no-rounding"] if options.rounding is False else [
+            f"{how} --{option}" for option, how in ADVICE.items() if getattr(options, option)
+            or option in ("steps", "radius") and option in Attacks.options(options.attack)]
         print(f"not misled: the net gives {report['wrong_label']} "
               f"{100 * report['after']['probability_of_wrong_label']:.1f} %, from "
               f"{100 * report['before']['probability_of_wrong_label']:.1f} %; try {' or '.join(advice)}")

@@ -72,11 +72,11 @@ def show(inputs, answers, options):
 def read_all(paths, every):
     """What each path holds: a list of (path, DataSet) and (path, photo.Face)."""
     inputs, progress = [], Console.Progress(len(paths), unit="pictures")
-    for number, path in enumerate(paths, 1):
-        database = Path(path).suffix == ".bin"
-        inputs += [(path, item) for item in ([Dataset.open_database(path)] if database else photo.read(path, every))]
-        progress.update(number)
-    progress.clear()
+    with progress:
+        for number, path in enumerate(paths, 1):
+            items = [Dataset.open_database(path)] if Path(path).suffix == ".bin" else photo.read(path, every)
+            inputs += [(path, item) for item in items]
+            progress.update(number)
     return inputs
 
 
@@ -93,7 +93,8 @@ def tiles_of(face, answer):
 
 def measure(path, dataset, net):
     """Accuracy on a database, on each class, and on each group where a meta_*.csv lies beside it."""
-    says, is_ = dataset.logits(tf.function(lambda x: net(x))).argmax(1), dataset.label.argmax(1)
+    says = Dataset.finite(dataset.logits(tf.function(lambda x: net(x)))).argmax(1)
+    is_ = dataset.label.argmax(1)
     right = says == is_
     confusion = [[int(np.sum((is_ == i) & (says == j))) for j in (0, 1)] for i in (0, 1)]
     present = [i for i in (0, 1) if np.any(is_ == i)]

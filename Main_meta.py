@@ -22,6 +22,7 @@ import Dataset
 import Main
 import Models
 import Sweep
+from DataBases import synthesise
 
 PARAMETERS = ("batch_size", "batchnorm", "dropout", "nb_filter", "nb_block", "nb_conv")
 SWEPT = {field.name for field in dataclasses.fields(Main.Options) if not isinstance(field.default, tuple)} - {
@@ -63,10 +64,8 @@ class Options:
 
 def main(argv=None):
     options = Options(**Console.parse(Options, argv, __doc__))
-    if not options.train:  # as Main.py chooses, so that the table names what it is measured on
-        train, test = Dataset.default_databases()
-        if train:
-            options = dataclasses.replace(options, train=(str(train),), test=options.test or test and str(test))
+    if options.run or Dataset.default_databases()[0]:  # as Main.py chooses: the table names what it is measured on
+        options = synthesise.with_databases(options)
     grid = read_grid(options)
     if unknown := set(options.rows) - {*grid, *PARAMETERS}:
         raise Dataset.UserError(f"--rows {min(unknown)}: not in the grid, which has {', '.join(grid)}")
@@ -74,7 +73,7 @@ def main(argv=None):
         Dataset.open_database(name)
     sweep = Sweep.Sweep(options, grid)
     if options.run:
-        progress = Console.Progress(sweep.total, unit="trainings")
+        progress = Console.Progress(sweep.total, len(sweep.results()), "trainings")
         progress.line(f"{sweep.total} trainings, in {options.out}")
         try:
             for done, line in sweep.run():

@@ -42,7 +42,7 @@ class Options:
     norm: Annotated[str, dict(help="the distance", choices=list(Robustness.RADII))] = "l2"
     radii: Annotated[tuple[float, ...], dict(help="distances of the table, and balls of fgsm and pgd, in grey levels "
                                              "(default: l2 16 .. 510, l1 128 .. 16320, linf 1 .. 16)", nargs="+",
-                                             low=1)] = ()
+                                             low=1, most=255 * Dataset.DIM)] = ()
     steps: Annotated[int | None, dict(help="of every attack but fgsm (default: dx, ddn, sigma-zero and jsma 300, cw "
                                       "500, deepfool 50, pgd 40 a radius)", low=1)] = None
     jump: Annotated[tuple[float, ...], dict(help="show each net also with JumpReLUs of these thresholds in place of "
@@ -50,7 +50,8 @@ class Options:
                                             low=0)] = ()
     purify: Annotated[tuple[float, ...], dict(help="show each net also asked about the likeliest face behind the "
                                               "picture, by the model of DataBases/, as if noise of so many grey levels "
-                                              "a pixel lay over it; attacked through that", nargs="+", low=0)] = ()
+                                              "a pixel lay over it; attacked through that", nargs="+", low=0,
+                                              most=255)] = ()
     transfer: Annotated[bool, dict(help="which nets are fooled by the files made on others")] = False
     substitute: Annotated[str | None, dict(help="transfer: make files also on a net of this kind that learns each "
                                            "checkpoint's answers alone", choices=list(Models.NETWORKS))] = None
@@ -67,6 +68,8 @@ def main(argv=None):
     given = Console.parse(Options, argv, __doc__)
     options = Options(**given)
     check(given)
+    radii = options.radii or (Robustness.TRANSFER_RADII if options.transfer else Robustness.RADII)[options.norm]
+    options = dataclasses.replace(options, radii=tuple(sorted(set(radii))))
     dataset = Dataset.open_database(options.database, nbdata=options.faces)
     queries = options.substitute and Dataset.open_database(options.query_faces, nbdata=options.queries)
     model = DataBases.faces.load(DataBases.synthesise.MODEL) if options.purify else None
@@ -98,19 +101,18 @@ def check(given):
 def curves(options, nets, dataset, _):
     """Accuracy against distance."""
     faces, labels = dataset.data.grey(), dataset.label.argmax(1)
-    radii = options.radii or Robustness.RADII[options.norm]
-    bench = Robustness.Bench(nets, faces, labels, attack_options(options), options.norm, radii, options.out,
+    bench = Robustness.Bench(nets, faces, labels, attack_options(options), options.norm, options.radii, options.out,
                              options.batch_size)
     Console.work(bench)
     distances = bench.distances()
     print(f"accuracy in % of {len(faces)} faces of {options.database}, by {Robustness.NAMES[options.norm]} distance of "
           "the saved files")
-    print("\n".join(Robustness.table(distances, options.norm, radii)))
+    print("\n".join(Robustness.table(distances, options.norm, options.radii)))
     stem = Path(options.out) / f"robustness_{options.norm}"
-    Dataset.write_whole(f"{stem}.csv", Robustness.sheet_of_values(distances, options.norm, radii).encode())
+    Dataset.write_whole(f"{stem}.csv", Robustness.sheet_of_values(distances, options.norm, options.radii).encode())
     print(f"table saved as {stem}.csv", file=sys.stderr)
     try:
-        picture = Robustness.plot(distances, options.norm, radii)
+        picture = Robustness.plot(distances, options.norm, options.radii)
     except Dataset.UserError as missing:
         print(missing, file=sys.stderr)
         return 0
@@ -120,6 +122,9 @@ def curves(options, nets, dataset, _):
 
 def transfer(options, nets, dataset, queries):
     """Which nets are fooled by the files made on others."""
+    share = Robustness.BALLS["pgd"][options.norm][1]
+    if options.radii[0] * share < 1.0:  # a file holds whole grey levels
+        raise Dataset.UserError(f"--radii {options.radii[0]:g}: PGD needs {1.0 / share:g} or more under {options.norm}")
     faces, labels = dataset.data.grey(), dataset.label.argmax(1)
     attacked = dict(nets)
     for name, net in nets.items() if queries else ():
@@ -129,8 +134,7 @@ def transfer(options, nets, dataset, queries):
         says, repeats = (dataset.logits(tf.function(lambda x: asked(x))).argmax(1) for asked in (net, pupil))
         print(f"substitute of {name}: {options.substitute}, {queries.nbdata} queries, agrees with it on "
               f"{100 * np.mean(says == repeats):.2f} % of the faces")
-    radii = options.radii or Robustness.TRANSFER_RADII[options.norm]
-    made = Robustness.Transfer(attacked, faces, labels, options.norm, radii, options.steps or 40, options.out,
+    made = Robustness.Transfer(attacked, faces, labels, options.norm, options.radii, options.steps or 40, options.out,
                                options.batch_size)
     Console.work(made)
     fooled = made.fooled(nets)

@@ -48,8 +48,7 @@ def least_distances(net, faces, labels, attack, norm, radii=(), **options):
     radii   of the balls, where the attack is bound to one, ascending, grey levels
     returns grey levels; 0 where the net errs without noise, infinite where no file was found
     """
-    says = tf.argmax(net(tf.constant(Dataset.to_float(faces))), axis=1).numpy()
-    distance = np.where(says == labels, math.inf, 0.0)
+    distance = np.where(_says(net, faces) == labels, math.inf, 0.0)
     for run in _runs(attack, norm, radii):
         left = np.flatnonzero(np.isinf(distance))
         if not len(left):
@@ -243,7 +242,7 @@ def _files(path, rows):
 
 
 def _says(net, faces):
-    return np.argmax(net(tf.constant(Dataset.to_float(faces))), axis=1)
+    return np.argmax(Dataset.finite(net(tf.constant(Dataset.to_float(faces)))), axis=1)
 
 
 class Retraining:
@@ -287,7 +286,8 @@ class Retraining:
 
     def _search(self):
         faces = self.learned.subset(self.learned.order(len(self.found))[:self.count])
-        right = faces.logits(tf.function(lambda x: self.net(x))).argmax(1) == faces.label.argmax(1)
+        logits = Dataset.finite(faces.logits(tf.function(lambda x: self.net(x))))
+        right = logits.argmax(1) == faces.label.argmax(1)
         return Misled(self.net, faces.data.grey(right), faces.label[right].argmax(1), self.attack, self.options,
                       self.radius, self.out, self.recipe.batch_size)
 
@@ -317,7 +317,8 @@ def substitute(victim, dataset, net, out):
     """
     out = Path(out) / f"{net}-{fingerprint(net_fingerprint(victim), dataset.data.grey())}"
     asked = dataset.subset(np.arange(dataset.nbdata))
-    asked.label = np.eye(2, dtype=np.float32)[dataset.logits(tf.function(lambda x: victim(x))).argmax(1)]
+    logits = Dataset.finite(dataset.logits(tf.function(lambda x: victim(x))))
+    asked.label = np.eye(2, dtype=np.float32)[logits.argmax(1)]
     recipe = Training.Recipe()
     Training.make_deterministic(recipe.seed)
     learned, validation = Training.split(asked, recipe.validation, recipe.seed)
@@ -436,6 +437,14 @@ def sheet_of_values(distances, norm, radii):
                          for radius in [0, *sorted(radii)])])
 
 
+def curve(distance, furthest):
+    """The steps of a curve, of the distances [N] of faces: (where from 0 to `furthest` one is lost, the accuracy in %
+    from there on)."""
+    inside = np.sort(distance[distance <= furthest])
+    shares = 1.0 - np.arange(len(inside) + 1) / len(distance)
+    return [0.0, *inside, furthest], 100 * np.append(shares, shares[-1])
+
+
 def plot(distances, norm, radii):
     """Bench.distances() as curves, a colour a net and a line style an attack: a PIL picture.
 
@@ -450,10 +459,8 @@ def plot(distances, norm, radii):
     axes = figure.add_subplot()
     for number, (name, of_net) in enumerate(distances.items()):
         for style, (attack, distance) in enumerate(of_net.items()):
-            inside = np.sort(distance[distance <= furthest])
-            shares = 1.0 - np.arange(len(inside) + 1) / len(distance)  # after so many faces are lost
             whole = attack == ROBUST or len(of_net) == 1
-            axes.step([0.0, *inside, furthest], 100 * np.append(shares, shares[-1]), where="post", color=f"C{number}",
+            axes.step(*curve(distance, furthest), where="post", color=f"C{number}",
                       linestyle="-" if whole else ["--", ":", "-.", (0, (1, 4)), (0, (6, 4))][style % 5],
                       linewidth=2.0 if whole else 1.0, label=f"{name}, {attack}")
     axes.set(xlim=(0, furthest), ylim=(0, 100), xlabel=f"{NAMES[norm]} distance of the saved file, grey levels",

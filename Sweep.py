@@ -121,16 +121,20 @@ class Sweep:
         return Path(self.options.out) / self._name(dict(sorted(parameters.items())))
 
     def _known(self, parameters):
-        """The result of a training that ended, else None."""
+        """The result of a training that ended, here or on a machine that shares the state alone; else None."""
         saved = self._folder(parameters) / RESULT
-        return json.loads(saved.read_text(encoding="utf-8")) if saved.exists() else None
+        if saved.exists():
+            return json.loads(saved.read_text(encoding="utf-8"))
+        return next((trial.user_attrs[RESULT] for trial in self._trials("COMPLETE")
+                     if RESULT in trial.user_attrs and trial.params == parameters), None)
 
     def _take_back(self):
         """Ask again for the trainings whose process is gone."""
         for trial in self._trials("RUNNING"):
             folder = self._folder(trial.params)
             asked = (datetime.datetime.now() - trial.datetime_start).total_seconds()
-            if asked > START_SECONDS:
+            elsewhere = self.options.storage and not folder.is_dir()  # on a machine that shares the state alone
+            if asked > START_SECONDS and not elsewhere:
                 lock = _lock(folder) if folder.is_dir() else contextlib.nullcontext()
                 if lock:
                     with lock:
@@ -175,6 +179,7 @@ class Sweep:
             raise (Dataset.UserError if code == 2 else RuntimeError)(f"{folder / 'log'}: {said}")
         result = self._result(folder, code, too_big)
         Dataset.write_whole(folder / RESULT, json.dumps(result).encode())
+        trial.set_user_attr(RESULT, result)
         self.study.tell(trial, result["validation_accuracy"] or 0.0)
         reached = "too big for the memory" if too_big else f"{100 * result['accuracy']:.2f} %"
         return f"{reached}  {' '.join(f'{name}={value}' for name, value in trial.params.items())}"
@@ -196,6 +201,8 @@ class Sweep:
                                      stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
                                      pass_fds=[lock.fileno()], env=os.environ | {"TF_NUM_INTRAOP_THREADS": threads})
         self.children.add(child)
+        if self.stopped:  # since it was asked for
+            child.send_signal(signal.SIGINT)
         return child
 
     def _result(self, folder, code, too_big):
@@ -205,6 +212,8 @@ class Sweep:
             return {"accuracy": chance, "validation_accuracy": chance, "learned": False}
         metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
         shown = metrics.get("test", metrics["validation"])["accuracy"]
-        larger = Dataset.open_database(self.options.test).label.mean(0).max() if self.options.test else 0.5
+        measured = [self.options.test] if self.options.test else self.options.train
+        labels = Dataset.DataSet.join([*Dataset.open_databases(measured).values()]).label
+        larger = labels.mean(0).max()
         return {"accuracy": shown, "validation_accuracy": metrics["validation"]["accuracy"],
                 "learned": bool(shown > larger + NOT_LEARNED)}

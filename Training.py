@@ -229,7 +229,7 @@ def make_optimizer(recipe, variables):
 
 
 def weight_layers(net):
-    """The net's layers with weights, in the order of their calls."""
+    """The net's layers with weights, in the order of their calls; of a residual block the shortcut's first."""
     return [part for layer in net.sequence() if isinstance(layer, tf.Module)
             for part in (layer, *layer.submodules) if hasattr(part, "w")]
 
@@ -261,7 +261,7 @@ def whiten(net, faces, seed):
         layer.w.assign(layer.w / (tf.math.reduce_std(outputs[0]) + 1e-6))
 
 
-def find_rate(net, train, recipe, steps=200):
+def find_rate(net, train, recipe, teacher=None, steps=200):
     """The learning-rate range test (Smith 2017): the rate rises from 1e-6 to 10 while the net learns.
 
     Yields (rate, loss) of each step, the loss averaged over the last steps; ends where it is four times the least, or
@@ -269,9 +269,10 @@ def find_rate(net, train, recipe, steps=200):
     """
     rows = train.order(0)[:steps * recipe.batch_size]
     recipe = dataclasses.replace(recipe, schedule="range", learning_rate=10.0, warm_up=0.0, averaging=0.0,
-                                 epochs=math.ceil(steps * recipe.batch_size / len(rows)))
+                                 epochs=math.ceil(steps / math.ceil(len(rows) / recipe.batch_size)))
     with tempfile.TemporaryDirectory() as folder:
-        trainer = Trainer(net, train.subset(rows), train.subset(rows[:1]), None, recipe, folder, None, net.description)
+        trainer = Trainer(net, train.subset(rows), train.subset(rows[:1]), None, recipe, folder, None, net.description,
+                          teacher)
         average, least = 0.0, math.inf
         for step, batch in enumerate(trainer.batches(0), 1):
             average = 0.95 * average + 0.05 * float(trainer.learn(*batch))
@@ -367,6 +368,7 @@ class Trainer:
         self.fingerprint = zlib.crc32(train.label.tobytes() + sample.data.grey().tobytes())
         self.steps_per_epoch = math.ceil(train.nbdata / recipe.batch_size)
         self.total = recipe.epochs * self.steps_per_epoch
+        self.faces_per_step = train.nbdata / self.steps_per_epoch  # the last batch of an epoch may be shorter
         self.dtype = compute_dtype(recipe.precision)
         self.variables = learning_variables(net, recipe.freeze)
         self.optimizer = make_optimizer(recipe, self.variables)
@@ -380,12 +382,12 @@ class Trainer:
                                     "its name; choose another --out")
         for folder in filter(None, (self.out, self.logs)):
             Dataset.make_folder(folder)
-        for folder in self.out, self.out / "last":
-            Dataset.write_whole(folder / Models.DESCRIPTION, description.encode())
+        self.description = description.encode()
         self.best, self.last = (tf.train.CheckpointManager(self.checkpoint, str(folder), 1, checkpoint_name="my_model")
                                 for folder in (self.out, self.out / "last"))
         self.curve = []
         self.interval = [0.0, 0]  # sum of the losses since the last measure, and how many
+        self.intervals = {}       # by step, of the last two saves: what metrics.json needs, whichever of them is whole
         self.seconds = 0.0        # of training, measures not counted
         self.interrupted = False
         self.predict = tf.function(lambda x: net(x), autograph=False,
@@ -414,7 +416,8 @@ class Trainer:
             self.step.assign(tf.cast(step, self.step.dtype))
             state = json.loads((self.out / METRICS).read_text(encoding="utf-8"))
             self.curve = [row for row in state["curve"] if row["step"] <= self.step]
-            self.interval, self.seconds = state["interval"], state["seconds"]
+            self.intervals = state.get("intervals") or {str(int(self.step)): state["interval"]}  # of earlier versions
+            self.interval, self.seconds = self.intervals[str(int(self.step))], state["seconds"]
             self._best_row()
         except (tf.errors.OpError, AssertionError, OSError, ValueError, LookupError, RuntimeError, TypeError) as error:
             raise Models.NetworkError(f"{self.out}: damaged, nothing to go on from ({error!r:.90}); "
@@ -429,6 +432,8 @@ class Trainer:
         Ctrl-C finishes the step, saves to last/, then raises KeyboardInterrupt.
         """
         writers = self._open_summaries()
+        for folder in self.out, self.out / "last":
+            Dataset.write_whole(folder / Models.DESCRIPTION, self.description)
         with self._interruptible():
             started, first = time.monotonic(), int(self.step)
             for step, (seed, x, y) in enumerate(self.batches(first), first + 1):
@@ -460,8 +465,7 @@ class Trainer:
                     for name, dataset in self.measured.items() if name != "train"} if best else {}
         parameters = sum(math.prod(variable.shape) for variable in self.net.trainable_variables)
         return accuracy | {"best_step": best and best["step"], "parameters": parameters, "seconds": self.seconds,
-                           "fingerprint": self.fingerprint, "interval": [float(self.interval[0]), self.interval[1]],
-                           "curve": self.curve}
+                           "fingerprint": self.fingerprint, "intervals": self.intervals, "curve": self.curve}
 
     def _push(self, seed, x, y, share=1.0):
         """Faces moved, within `share` of the recipe's radius, to where the net, asked as after training, errs most."""
@@ -515,7 +519,7 @@ class Trainer:
         """Add a row to the curve, save the weights where they are the best so far, write the summaries."""
         step = int(self.step)
         row = {"step": step, "epoch": step / self.steps_per_epoch, "seconds": self.seconds,
-               "images_per_second": self.recipe.batch_size / seconds_per_step,
+               "images_per_second": self.faces_per_step / seconds_per_step,
                "learning_rate": float(self.optimizer.learning_rate),
                "loss": float(self.interval[0]) / self.interval[1]}
         for name, dataset in self.measured.items():
@@ -554,8 +558,12 @@ class Trainer:
         manager.save(int(self.step))
 
     def _save_last(self):
-        self._save(self.last)
+        """Save to resume from. What metrics.json holds then is of this save and of the one before, so that a process
+        which is killed between the two files can be resumed from either."""
+        before = [(step, interval) for step, interval in self.intervals.items() if step == str(self.saved_step())]
+        self.intervals = dict([*before, (str(int(self.step)), [float(self.interval[0]), self.interval[1]])])
         Dataset.write_whole(self.out / METRICS, json.dumps(self.result(), indent=1).encode())
+        self._save(self.last)
 
     @contextlib.contextmanager
     def _interruptible(self):

@@ -144,8 +144,7 @@ def refuse_existing(work, plan, names, out):
     if (work / "plan").is_file() and (work / "plan").read_text() == plan:
         return
     for name in names:
-        path = Dataset.database_files(name, out)[0]
-        if path.exists():
+        for path in filter(Path.exists, Dataset.database_files(name, out)):
             raise Dataset.UserError(f"{path}: exists already; move it away, or choose other --names or another --out")
 
 

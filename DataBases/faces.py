@@ -5,6 +5,8 @@ those of women are a Gaussian each. The model holds these statistics, no face. W
 benchmarks/RESULTS.md, where it is compared with richer models.
 """
 import io
+import zipfile
+import zlib
 from typing import NamedTuple
 
 import numpy as np
@@ -70,6 +72,7 @@ def eigenfaces(faces, count):
 def covariance_root(rest):
     """The lower triangular root of the covariance of deviations [N, components], float32; a hundredth of a grey level's
     square is added to each variance, so that one exists."""
+    rest = rest.astype(float)  # in float32 the products' error can exceed what is added
     covariance = rest.T @ rest / len(rest)
     return np.linalg.cholesky(covariance + 1e-2 * np.eye(len(covariance))).astype(np.float32)
 
@@ -98,9 +101,10 @@ def load(path):
     """The Model of a file of `save`. Raises DataError for any other file."""
     Dataset.file_size(path)
     try:
-        with np.load(path, allow_pickle=False) as kept:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as kept:
             return Model(kept["mean"], kept["eigenfaces"].astype(np.float32) / SCALE * kept["most"], kept["means"],
                          kept["roots"].astype(np.float32))
-    except (ValueError, KeyError, OSError, AttributeError, EOFError) as error:
+    except (ValueError, KeyError, OSError, AttributeError, EOFError, TypeError, zipfile.BadZipFile,
+            zlib.error) as error:
         raise Dataset.DataError(f"{path}: no model of faces ({error!r:.90}); "
                                 "make one with python -m DataBases.fit") from None

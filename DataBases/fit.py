@@ -24,6 +24,8 @@ class Options:
 
 def main(argv=None):
     options = Options(**Console.parse(Options, argv, __doc__))
+    if Path(options.out).is_dir():
+        raise Dataset.UserError(f"--out {options.out}: a folder; expected the file to write")
     dataset = Dataset.DataSet.join([Dataset.open_database(name) for name in options.databases])
     women = dataset.label.argmax(1)
     if min(women.sum(), (1 - women).sum()) < 1:

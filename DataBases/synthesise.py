@@ -13,6 +13,7 @@ import dataclasses
 import math
 import os
 import re
+import shutil
 import zlib
 from pathlib import Path
 from typing import Annotated
@@ -53,12 +54,27 @@ def make(names, folder, seed=0, teacher=None):
     or one that exists. seed, teacher  as Source takes them"""
     sizes = {name: size_of(name) for name in names}
     for name in sizes:
-        data, _, meta = Dataset.database_files(Path(folder) / f"data_{name}.bin")
-        for path in filter(Path.exists, (data, meta)):
+        for path in filter(Path.exists, Dataset.database_files(Path(folder) / f"data_{name}.bin")):
             raise Dataset.UserError(f"{path}: exists already; move it away, or choose another name or another --out")
     source = Source(seed, teacher=teacher)
     for name, count in sizes.items():
         yield write(source, name, count, folder)
+
+
+def with_databases(options):
+    """The options of a script with train and test: where they name no train, the databases that DataBases/ holds, made
+    first if there is none."""
+    if options.train:
+        return options
+    train, test = Dataset.default_databases()
+    if train is None:
+        print(f"{Dataset.DATABASES} holds no faces to learn from: making some of nobody "
+              "(python -m DataBases.synthesise)", flush=True)
+        names = ["10k"] if options.test or test else ["test10k", "10k"]  # the training base last: it says all are there
+        for line in make(names, Dataset.DATABASES):
+            print(line, flush=True)
+        train, test = Dataset.default_databases()
+    return dataclasses.replace(options, train=(str(train),), test=options.test or test and str(test))
 
 
 def size_of(name):
@@ -116,6 +132,10 @@ def write(source, name, count, folder):
     """Write a database, whole or not at all: a line that says so."""
     data, gender, _ = Dataset.database_files(Path(folder) / f"data_{name}.bin")
     Dataset.make_folder(folder)
+    needed, free = count * (Dataset.DIM + 8), shutil.disk_usage(folder).free
+    if needed > free:
+        raise Dataset.UserError(f"{data}: {count:,} faces need {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free; "
+                                "choose fewer, or another --out")
     data_part, gender_part = (path.with_name(f".{os.getpid()}.{path.name}.part") for path in (data, gender))
     progress = Console.Progress(count, unit="faces")
     done = 0

@@ -96,7 +96,12 @@ class Options:
 
 
 def hold_out(options):
-    """Write the parts that are learned from and measured on, once."""
+    """Write the parts that are learned from and measured on, once. UserError where --out is of other settings."""
+    settings = dataclasses.asdict(options) | {"rows": (), "seeds": 0, "processes": 0, "out": ""}
+    settings, known = json.dumps(settings, indent=1), Path(options.out) / "settings.json"
+    if any(Path(options.out).glob("*-*/")) and not (known.is_file() and known.read_text(encoding="utf-8") == settings):
+        raise Dataset.UserError(f"{options.out}: holds trainings of other databases or epochs; choose another --out")
+    Dataset.write_whole(known, settings.encode())
     data, gender, meta = Dataset.database_files(options.database)
     faces, labels = Dataset.read_faces(data), Dataset.read_labels(gender)
     first = len(faces) - len(faces) // 5

@@ -234,6 +234,8 @@ def main(argv=None):
     dataset = Dataset.open_database(options.database)
     annotated = dataset.label.argmax(1)
     right = np.flatnonzero(dataset.logits(ask).argmax(1) == annotated)[:options.faces]
+    if not len(right):
+        raise Dataset.UserError(f"{options.database}: no face in it that the net calls right; choose another")
     faces, wrong = dataset.data.grey(right), 1 - annotated[right]
     print(f"{len(faces)} faces")
     print("| attack | budget | found | L2 | files that fool | their L2 | repaired | L2 | area | NaN | black "

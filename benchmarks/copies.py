@@ -47,6 +47,9 @@ def main(argv=None):
     known = build.standardised(faces.with_mirrors(fitted))
     drawn = Dataset.open_database(options.synthesised).data.grey()
     unseen = Dataset.open_database(options.unseen).data.grey()
+    if options.sheet and len(drawn) < SHEET[0] * SHEET[1]:
+        raise Dataset.UserError(f"--sheet: {options.synthesised} holds {len(drawn)} faces; expected "
+                                f"{SHEET[0] * SHEET[1]} or more")
     print("| correlation with the nearest fitted face | faces | "
           + " | ".join(f"{percentile} %" for percentile in PERCENTILES) + " |")
     print("|---" * (2 + len(PERCENTILES)) + "|")

@@ -70,6 +70,8 @@ def main(argv=None):
         print("| detector | folder | found | of these wrong | boxes too many | s a picture |")
         print("|---|---|---|---|---|---|")
     for folder in map(Path, options.pictures):
+        if not folder.is_dir() or not any(folder.iterdir()):
+            raise Dataset.UserError(f"{folder}: expected a folder of pictures")
         for library in mtcnn, dlib, opencv:
             try:
                 for name, find in library():

@@ -39,6 +39,9 @@ def main(argv=None):
         raise Dataset.UserError(f"--number {options.number}: {options.database} has {dataset.nbdata} faces, the first "
                                 "is number 0")
     face, wrong = dataset.data.grey([options.number]), 1 - int(dataset.label[options.number].argmax())
+    if Console.ask(net, face)["label"] == Dataset.LABELS[wrong]:
+        raise Dataset.UserError(f"--number {options.number}: the net calls it {Dataset.LABELS[wrong]} already; "
+                                "choose another")
     files = {name: mislead.search(net, face, [wrong], name, options.steps).modified for name in mislead.RUNS}
     length = Attacks.distances(face, files["l2"])["l2"][0]
     files = {"original": face} | files | {"random": with_noise(face, length)}

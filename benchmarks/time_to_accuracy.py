@@ -162,6 +162,8 @@ def reached(curve, goal):
 
 def main(argv=None):
     options = Options(**Console.parse(Options, argv, __doc__))
+    if unknown := set(options.only) - {*CONTESTANTS}:
+        raise Dataset.UserError(f"--only {min(unknown)}: expected some of {', '.join(CONTESTANTS)}")
     names = [name for name in CONTESTANTS if name in (options.only or CONTESTANTS)]
     if not importlib.util.find_spec("torch"):
         names = [name for name in names if not name.startswith("PyTorch")]

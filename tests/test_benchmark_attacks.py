@@ -1,10 +1,12 @@
 """The bench of attacks counts right: found, files, repaired, false reports and passes, of answers known by hand."""
+import dataclasses
+
 import numpy as np
 import pytest
 import tensorflow as tf
 
 import Dataset
-from benchmarks import attacks as bench
+from benchmarks import ablations, attacks as bench
 from conftest import write_database
 from test_attacks import Linear, grey_faces
 
@@ -30,6 +32,16 @@ def test_what_becomes_of_pictures_by_hand():
                    "nan": 1, "black": 1, "outside": 1, "false": 3}
     found = bench.judge(first_pixel, faces[4:], wrong[4:], pictures[4:], reported=np.array([True]))
     assert found["l2"] == pytest.approx(1 / 255) and found["false"] == 0
+
+
+def test_ablations_of_other_settings_are_not_mixed(tmp_path):
+    database = write_database(tmp_path, "some", 20)
+    options = ablations.Options(str(database), epochs=4, out=str(tmp_path / "out"))
+    ablations.hold_out(options)
+    (tmp_path / "out" / "base-0").mkdir()
+    ablations.hold_out(dataclasses.replace(options, seeds=1, rows=("base",)))
+    with pytest.raises(Dataset.UserError, match="holds trainings of other databases or epochs"):
+        ablations.hold_out(dataclasses.replace(options, epochs=8))
 
 
 def test_repair_takes_the_first_scale_whose_file_fools():

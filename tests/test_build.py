@@ -441,6 +441,10 @@ def test_a_base_that_exists_is_not_written_over(utkface, tmp_path, run):
     code, out, err = run("utkface", utkface, "--names", "10", "--out", tmp_path)
     assert (code, out) == (2, "")
     assert err == f"build.py: {mine}: exists already; move it away, or choose other --names or another --out\n"
+    for name in "gender_20.bin", "meta_20.csv":
+        (tmp_path / name).write_bytes(b"mine")
+        assert f"{name}: exists already" in run("utkface", utkface, "--names", "20", "--out", tmp_path)[2]
+        (tmp_path / name).unlink()
     assert mine.read_bytes() == b"mine"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["UTKFace", "data_10.bin"]
 

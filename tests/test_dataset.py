@@ -217,6 +217,14 @@ def test_arithmetic(array):
         np.testing.assert_array_equal(found, expected)
 
 
+def test_arithmetic_in_place_makes_an_array_and_leaves_the_file(array):
+    data, reference = array
+    changed = data
+    changed -= reference.mean(0)
+    np.testing.assert_array_equal(changed, reference - reference.mean(0))
+    np.testing.assert_array_equal(data, reference)
+
+
 def test_numpy_functions(array):
     data, reference = array
     for function in (np.mean, np.sum, np.std, np.min, np.max, np.transpose, np.ravel):
@@ -799,6 +807,12 @@ def test_default_databases_where_some_are_missing(tmp_path, counts, expected):
     assert Dataset.default_databases(tmp_path) == tuple(name and tmp_path / name for name in expected)
 
 
+def test_default_databases_pass_over_a_link_to_nothing(tmp_path):
+    make_databases(tmp_path, some=3)
+    (tmp_path / "data_100k.bin").symlink_to(tmp_path / "unplugged" / "data_100k.bin")
+    assert Dataset.default_databases(tmp_path) == (tmp_path / "data_some.bin", None)
+
+
 def test_default_databases_of_no_folder(tmp_path):
     assert Dataset.default_databases(tmp_path / "none") == (None, None)
 
@@ -996,6 +1010,13 @@ def test_folder_in_the_way_of_the_file_is_a_user_error(tmp_path):
         Dataset.write_whole(tmp_path / "a.raw", b"content")
     assert names(tmp_path) == ["a.raw"]
     assert names(tmp_path / "a.raw") == []
+
+
+def test_no_name_at_all_is_a_user_error(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(Dataset.UserError, match="cannot be written"):
+        Dataset.write_whole(".", b"new")
+    assert not [*tmp_path.iterdir()]
 
 
 def test_name_too_long_is_a_user_error(tmp_path):

@@ -2,6 +2,7 @@
 import csv
 import io
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 pytest.importorskip("optuna")
@@ -18,6 +20,8 @@ import Dataset
 import Main_meta
 import Models
 import Sweep
+from conftest import write_database
+from DataBases import synthesise
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -41,7 +45,8 @@ if convolutions == 33:
     print("Main.py: no such thing")
     sys.exit(2)
 if convolutions == 13 and not pathlib.Path("go").exists():
-    pathlib.Path("waiting").touch()
+    pathlib.Path("waiting.part").write_text(str(os.getpid()))
+    os.rename("waiting.part", "waiting")
     signal.signal(signal.SIGINT, lambda *_: sys.exit(130))
     time.sleep(60)
 accuracy = 0.52 if convolutions > 6 and not normalised else 0.8 + convolutions / 100
@@ -175,7 +180,7 @@ def test_an_interrupted_sweep_goes_on(stand_in, how, monkeypatch, capsys):
     else:
         process.kill()
         process.communicate()
-        subprocess.run(["pkill", "-f", "nb-conv 13"], check=True)
+        os.kill(int((stand_in / "waiting").read_text()), signal.SIGKILL)
     (stand_in / "go").touch()
     code, out, _ = sweep(capsys, *grid)
     assert code == 0
@@ -191,6 +196,43 @@ def test_two_processes_share_the_work(stand_in, capsys):
         out, _ = process.communicate(timeout=120)
         assert process.returncode == 0, out
     assert sorted(line.split("--nb-conv ")[1][0] for line in ran(stand_in)) == list("12345678")
+
+
+def test_machines_that_share_the_state_alone_share_results_and_take_nothing_back(stand_in, monkeypatch, capsys):
+    monkeypatch.setattr(Sweep, "START_SECONDS", 0.0)
+    grid = ["--nb-conv", "1", "13", "2", "--storage", f"sqlite:///{stand_in}/meta.db"]
+    process = start(stand_in, *grid, "--out", "one")
+    wait_for(stand_in / "waiting")
+    code, out, _ = sweep(capsys, *grid, "--out", "other")
+    assert code == 0
+    assert [line.split() for line in out.splitlines()[-3:]] == [["1", "81.0"], ["13", "-"], ["2", "82.0"]]
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+    assert process.returncode == 130
+    (stand_in / "go").touch()
+    assert sweep(capsys, *grid, "--out", "one")[0] == 0
+    _, out, _ = sweep(capsys, *grid, "--out", "other", "--no-run")
+    assert [line.split() for line in out.splitlines()[-3:]] == [["1", "81.0"], ["13", "(52.0)"], ["2", "82.0"]]
+
+
+def test_without_a_test_base_the_larger_class_is_that_of_the_faces_to_learn(stand_in, capsys):
+    faces = write_database(stand_in, "men", 10)
+    np.eye(2, dtype="<f4")[[0] * 8 + [1] * 2].tofile(stand_in / "gender_men.bin")
+    _, out, _ = sweep(capsys, "--nb-conv", "2", "--train", str(faces))
+    assert out.splitlines()[-1].split() == ["2", "(82.0)"]
+
+
+def test_without_any_database_those_are_made_first(stand_in, monkeypatch, capsys):
+    folder = stand_in / "DataBases"
+    monkeypatch.setattr(Dataset, "DATABASES", folder)
+    monkeypatch.setattr(Dataset.default_databases, "__defaults__", (folder,))
+    monkeypatch.setattr(synthesise, "make", lambda names, out: [
+        f"{write_database(Dataset.make_folder(out) or folder, name, 4)} made" for name in names])
+    _, out, _ = sweep(capsys, "--nb-conv", "1")
+    assert "accuracy in % on test10k;" in out
+    assert len(ran(stand_in)) == 1 and "data_test10k.bin" in ran(stand_in)[0]
+    sweep(capsys, "--nb-conv", "1")
+    assert len(ran(stand_in)) == 1
 
 
 def test_what_another_process_trains_is_left_to_it(stand_in, monkeypatch, capsys):

@@ -17,6 +17,7 @@ import Dataset
 import Main
 import Main_adversarial
 import Main_inference
+import Main_robustness
 import Models
 from conftest import write_database
 
@@ -180,15 +181,37 @@ def test_number_beyond_every_picture(run, in_folder, checkpoint, option):
     refuse(run(Main_adversarial, "face.raw", "man", "--checkpoint", checkpoint, *option), "expected a number in [")
 
 
-@pytest.mark.parametrize("script, label", [(Main_inference, []), (Main_adversarial, ["man"])], ids=["use", "mislead"])
-def test_net_whose_weights_are_no_numbers(run, in_folder, script, label):
+@pytest.mark.parametrize("script, arguments", [
+    (Main_inference, ["face.raw"]), (Main_inference, ["DATABASE"]), (Main_adversarial, ["face.raw", "man"]),
+    (Main_robustness, ["DATABASE", "--attack", "ddn", "pgd", "--steps", "2"]),
+    (Main_robustness, ["DATABASE", "--transfer", "--steps", "2"]),
+    (Main_robustness, ["DATABASE", "--transfer", "--substitute", "small", "--query-faces", "DATABASE"])],
+    ids=["use", "measure", "mislead", "curves", "transfer", "black box"])
+def test_net_whose_weights_are_no_numbers(run, in_folder, database, script, arguments):
     net = Models.build("perceptron")
     net.fc2.b.assign([np.nan, 0.0])
     tf.train.Checkpoint(net=net).write(str(in_folder / "my_model-1"))
     (in_folder / "face.raw").write_bytes(bytes(Dataset.DIM))
+    arguments = [database if argument == "DATABASE" else argument for argument in arguments]
     before = files(in_folder)
-    refuse(run(script, "face.raw", *label, "--checkpoint", in_folder), "answers with no number")
-    assert files(in_folder) == before
+    more = ["--queries", "100"] if "--substitute" in arguments else []
+    refuse(run(script, *arguments, *more, "--checkpoint", in_folder), "answers with no number")
+    if script is not Main_robustness or more:
+        assert files(in_folder) == before
+
+
+def test_options_that_cannot_go_together(run, in_folder, database, checkpoint):
+    (in_folder / "face.raw").write_bytes(bytes(Dataset.DIM))
+    refuse(run(Main, "--train", database, "--from", checkpoint, "--net", "resnet"), "leave --net out")
+    refuse(run(Main, "--train", database, "--find-lr", "--teacher", "nowhere"), "nowhere: no checkpoint")
+    refuse(run(Main_adversarial, "face.raw", "man", "--checkpoint", checkpoint, "--norm", "none", "--weight", "5"),
+           "weight 5: norm none has no penalty")
+    transfer = [database, "--checkpoint", checkpoint, "--transfer"]
+    refuse(run(Main_robustness, *transfer, "--norm", "l1", "--radii", "16", "--substitute", "small", "--query-faces",
+               database, "--queries", "100"), "--radii 16: PGD needs 48 or more under l1")
+    refuse(run(Main_robustness, *transfer, "--radii", "1e39"), "expected a number in [1, ")
+    refuse(run(Main_robustness, database, "--checkpoint", checkpoint, "--purify", "1e200"), "expected a number in [0, ")
+    assert files(in_folder) == [in_folder / "face.raw"]
 
 
 def test_folder_that_holds_a_training(run, in_folder, database, checkpoint):

@@ -118,6 +118,21 @@ def test_grey_levels_in_a_wider_type_stay(tmp_path, values):
     assert_face(save(tmp_path / "face.tiff", values), noise())
 
 
+@pytest.mark.parametrize("values", [
+    np.float32(np.where(noise() > 250, 1.001, noise() / 255)), np.float32(np.where(noise() > 250, 258.0, noise()))],
+    ids=["0..1", "0..255"])
+def test_what_resampling_overshoots_is_white(tmp_path, values):
+    face, _ = Dataset.read_face(save(tmp_path / "face.tiff", values))
+    assert np.abs(face.astype(int) - noise()).max() <= 5
+
+
+@pytest.mark.parametrize("values", [np.where(noise() > 250, np.nan, noise()), noise() * 1e6, noise() * 2.0**20])
+def test_grey_levels_of_no_known_range_are_refused(tmp_path, values):
+    values = values.astype(np.float32 if values.max() < 2**27 or not np.isfinite(values).all() else np.int32)
+    with pytest.raises(Dataset.DataError, match="its grey levels are neither 0 to 1, nor 0 to 255, nor 0 to 65535"):
+        Dataset.read_face(save(tmp_path / "face.tiff", values))
+
+
 def test_1_bit_is_black_and_white(tmp_path):
     bits = noise() > 127
     path = save(tmp_path / "face.png", Image.fromarray(bits))

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -119,6 +120,9 @@ def test_values_by_hand():
 
 def test_the_curve_is_drawn_through_every_loss():
     pytest.importorskip("matplotlib")
+    where, accuracy = Robustness.curve(DISTANCES["a"]["dx"], 6)
+    assert where == [0, 0, 3, 5, 6]
+    assert [*accuracy] == [100, 75, 50, 25, 25]
     picture = Robustness.plot(DISTANCES, "l2", (6,))
     assert picture.size == (960, 600)
     assert np.asarray(picture.convert("L")).std() > 10
@@ -233,9 +237,9 @@ MISTAKES = {
     "too many faces": (["FEW", "--faces", "11"], "data_few.bin: 11 faces asked for, it holds 10"),
     "unknown attack": (["FEW", "--attack", "magic"], "invalid choice: 'magic'"),
     "norm without a distance": (["FEW", "--norm", "none"], "invalid choice: 'none'"),
-    "radius below a grey level": (["FEW", "--radii", "0.5"], "--radii: 0.5: expected 1 or more"),
+    "radius below a grey level": (["FEW", "--radii", "0.5"], "--radii: 0.5: expected a number in [1, 587520]"),
     "steps of none": (["FEW", "--attack", "fgsm", "--steps", "4"], "--steps 4: fgsm has no steps; leave it out"),
-    "noise below none": (["FEW", "--purify", "-1"], "--purify: -1: expected 0 or more"),
+    "noise below none": (["FEW", "--purify", "-1"], "--purify: -1: expected a number in [0, 255]"),
     "attack of a transfer": (["FEW", "--transfer", "--attack", "pgd"], "--transfer makes its files by PGD; leave"),
     "substitute without a transfer": (["FEW", "--substitute", "small"], "--substitute is an option of --transfer"),
     "questions without a substitute": (["FEW", "--transfer", "--queries", "9"], "needs both --substitute NET and"),
@@ -324,6 +328,16 @@ def test_a_substitute_learns_the_answers_alone(database, checkpoint, tmp_path):
     finish(training)
     pupil = Models.load(training.out)[0]
     assert Dataset.open_database(database.parent / "data_test.bin").mean_accuracy(lambda x: pupil(x)) < 0.2
+
+
+@pytest.mark.parametrize("more", [["--transfer", "--steps", "2"], ["--attack", "fgsm"]])
+def test_a_radius_named_twice_counts_once(run, few, checkpoint, more):
+    command = [few, "--checkpoint", checkpoint, *more]
+    sheets = []
+    for radii in ["600"], ["600", "600"]:
+        assert run(*command, "--radii", *radii)[0] == 0
+        sheets.append(next(Path("robustness").glob("*.csv")).read_text())
+    assert sheets[0] == sheets[1]
 
 
 def test_the_transfer_of_a_black_box(run, few, database, checkpoint):

@@ -231,11 +231,12 @@ def test_a_face_that_shall_survive_tells_how_often(in_folder, checkpoint, capsys
             in capsys.readouterr().out)
 
 
-@pytest.mark.parametrize("attack", ["dx", "deepfool"])
-def test_the_logs_of_an_attack_show_the_noise_grow(in_folder, checkpoint, capsys, attack):
+@pytest.mark.parametrize("attack, more", [("dx", []), ("deepfool", []), ("dx", ["--survive", "shift"])],
+                         ids=["dx", "deepfool", "survive"])
+def test_the_logs_of_an_attack_show_the_noise_grow(in_folder, checkpoint, capsys, attack, more):
     Dataset.read_faces(write_database(in_folder, "some", 4))[0].tofile("man.raw")
     assert call(Main_adversarial, "man.raw", "1", "--checkpoint", checkpoint, "--attack", attack, "--steps", "100",
-                "--logs", "logs", "--json") == 0
+                "--logs", "logs", "--json", *more) == 0
     report = json.loads(capsys.readouterr().out)
     events = EventAccumulator("logs/adv_man", {"tensors": 0})
     events.Reload()
@@ -280,6 +281,8 @@ def test_advice_names_options_that_the_attack_takes(in_folder, checkpoint, capsy
     assert call(Main_adversarial, "man.raw", "1", "--checkpoint", checkpoint, "--weight", "1e9",
                 "--box", "0,0,9,9") == 1
     assert capsys.readouterr().out.endswith("; try more --steps or a smaller --weight or a larger --box\n")
+    call(Main_adversarial, "man.raw", "1", "--checkpoint", checkpoint, "--box", "0,0,2,2", "--no-rounding")
+    assert capsys.readouterr().out.endswith("; try it without --no-rounding\n")
 
 
 def test_attack_that_fails_exits_1_and_says_how_far_it_came(in_folder, checkpoint, capsys):
@@ -343,6 +346,11 @@ def test_newest_training_is_the_default(in_folder):
     (in_folder / "checkpoints/last").mkdir()  # a training of that name
     (in_folder / "checkpoints/last/my_model-1.index").touch()
     assert Console.default_checkpoint() == Path("checkpoints/last/my_model-1.index")
+    (in_folder / "checkpoints/last/my_model-2_temp").mkdir()  # while TensorFlow writes
+    (in_folder / "checkpoints/last/my_model-2_temp/part-00000-of-00001.index").touch()
+    assert Console.default_checkpoint() == Path("checkpoints/last/my_model-1.index")
+    (in_folder / "checkpoints/last/my_model-3.index").symlink_to("gone")
+    assert Console.default_checkpoint() == Path("checkpoints/last/my_model-1.index")
 
 
 def test_an_option_that_stands_twice_is_one_list():
@@ -387,3 +395,13 @@ def test_bar_fits_the_terminal_and_tells_rate_and_time_left(monkeypatch):
     (drawn,) = terminal
     assert len(drawn.strip("\r").removesuffix("\x1b[K")) < 80
     assert " 62 %  640 images/s  0:30 left  loss 0.412" in drawn
+
+
+def test_an_error_does_not_stand_behind_the_bar(in_folder, checkpoint, monkeypatch):
+    (in_folder / "face.raw").write_bytes(bytes(Dataset.DIM))
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    assert call(Main_inference, "face.raw", "face.raw", "none.png", "--checkpoint", checkpoint) == 2
+    told = "".join(terminal)
+    assert told.rpartition("\x1b[K")[2].endswith("none.png: no such file\n") and "pictures/s" in told
+    assert told.rpartition("\x1b[K")[0].endswith("\r")

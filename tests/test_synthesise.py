@@ -78,13 +78,21 @@ def test_saved_and_loaded_it_is_the_same_within_its_8_bits(blobs, tmp_path):
     assert (np.abs(read.eigenfaces - model.eigenfaces) <= most / 254 * 1.001).all()
 
 
-@pytest.mark.parametrize("content", [b"", b"no npz", "other"])
+def zeros(save):
+    held = io.BytesIO()
+    save(held)
+    return held.getvalue()
+
+
+WHOLE = synthesise.MODEL.read_bytes()
+
+
+@pytest.mark.parametrize("content", [
+    b"", b"no npz", zeros(lambda file: np.savez(file, mean=np.zeros(3))), zeros(lambda file: np.save(file, np.zeros(3))),
+    WHOLE[:len(WHOLE) // 2], WHOLE[:5000] + bytes(100) + WHOLE[5100:]],
+    ids=["empty", "text", "another npz", "npy", "half", "damaged"])
 def test_a_file_that_is_no_model_is_refused(tmp_path, content):
     path = tmp_path / "faces.npz"
-    if content == "other":
-        held = io.BytesIO()
-        np.savez(held, mean=np.zeros(3))
-        content = held.getvalue()
     path.write_bytes(content)
     with pytest.raises(Dataset.DataError, match="no model of faces|empty"):
         faces.load(path)
@@ -155,6 +163,20 @@ def test_it_reports_what_it_wrote(tmp_path, capsys):
     assert capsys.readouterr().out.startswith(f"{tmp_path / 'data_20.bin'}: 20 faces of nobody, ")
 
 
+def test_labels_and_groups_that_exist_are_left_alone(tmp_path, capsys):
+    for name in "gender_20.bin", "meta_20.csv":
+        (tmp_path / name).write_bytes(b"mine")
+        assert Console.run(synthesise.main, ["20", "--out", str(tmp_path)]) == 2
+        assert f"{name}: exists already" in capsys.readouterr().err
+        (tmp_path / name).unlink()
+
+
+def test_more_faces_than_the_disk_holds_are_refused(tmp_path, capsys):
+    assert Console.run(synthesise.main, ["99999999999k", "--out", str(tmp_path)]) == 2
+    assert " GB are free; choose fewer" in capsys.readouterr().err
+    assert not [*tmp_path.iterdir()]
+
+
 def test_a_base_that_exists_is_left_alone(base, capsys):
     before = written(base, "test1k")
     assert Console.run(synthesise.main, ["30", "test1k", "--out", str(base)]) == 2
@@ -204,6 +226,18 @@ def test_a_model_of_one_s_own_faces(tmp_path, capsys):
     drawn = faces.load(out).sample(400, np.random.default_rng(0)).reshape(-1, 48, 48).astype(float)
     top, bottom = drawn[:, 4:20, 12:36].mean((1, 2)), drawn[:, 28:44, 12:36].mean((1, 2))
     assert ((top - bottom > 30) | (bottom - top > 30)).mean() > 0.95  # of one kind or of the other
+
+
+def test_fewer_faces_than_components_make_a_model(tmp_path):
+    grey = Dataset.read_faces(write_database(tmp_path, "few", 10))
+    model = faces.fit(grey, np.arange(10) % 2)
+    assert np.isfinite(model.roots).all() and model.sample(5, np.random.default_rng(0)).shape == (5, Dataset.DIM)
+
+
+def test_a_model_needs_a_file_to_go_to(tmp_path, capsys):
+    database = write_database(tmp_path, "mine", 10)
+    assert Console.run(fit.main, [str(database), "--out", str(tmp_path)]) == 2
+    assert "a folder; expected the file to write" in capsys.readouterr().err
 
 
 def test_a_model_of_one_sex_alone_is_refused(tmp_path, capsys):

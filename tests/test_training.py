@@ -4,6 +4,8 @@ import json
 import math
 import shutil
 import signal
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -89,6 +91,21 @@ def test_interrupted_and_resumed_ends_as_if_never_interrupted(database, tmp_path
     for folder in "whole", "cut":
         net, _ = Models.load(tmp_path / folder)
         np.testing.assert_array_equal(net.variables[0], Models.load(tmp_path / "whole")[0].variables[0])
+
+
+@pytest.mark.parametrize("step", [3, 9])
+def test_killed_between_the_files_of_a_save_it_goes_on_from_the_save_before(database, tmp_path, monkeypatch, step):
+    whole = finish(trainer(database, tmp_path / "whole"))
+    interrupt_at(trainer(database, tmp_path / "cut"), step)
+    cut = trainer(database, tmp_path / "cut")
+    cut.resume()
+    monkeypatch.setattr(cut, "_save", lambda manager: sys.exit("killed") if manager is cut.last else None)
+    with pytest.raises(SystemExit):
+        finish(cut)
+    resumed = trainer(database, tmp_path / "cut")
+    resumed.resume()
+    assert int(resumed.step) == step
+    assert_same(finish(resumed), whole)
 
 
 @pytest.mark.parametrize("damaged, content", [
@@ -416,6 +433,7 @@ def test_range_test_rises_and_ends_where_the_loss_explodes(database):
     recipe = dataclasses.replace(RECIPE, optimizer="momentum")
     tests = list(Training.find_rate(Models.build("small"), Dataset.open_database(database), recipe, steps=60))
     rates = [rate for rate, _ in tests]
+    assert len(rates) <= 63  # 9 epochs of 7 steps
     assert rates == sorted(rates) and rates[0] < 2e-6 and rates[-1] <= 10.0
     assert tests[0][1] == pytest.approx(0.7, abs=0.2)
 
@@ -493,8 +511,36 @@ def test_a_training_does_not_go_on_with_other_faces(database, in_folder, capsys)
     capsys.readouterr()
     assert Console.run(Main.main, ["--resume", "--out", "run", "--epochs", "2"]) == 2
     assert "run: the training databases are no longer those" in capsys.readouterr().err
+    for folder in "run", "run/last":  # what is refused changes nothing
+        assert json.loads((in_folder / folder / "network.json").read_text())["training"]["epochs"] == 1
     labels.tofile(in_folder / "gender_copy.bin")
     assert Console.run(Main.main, ["--resume", "--out", "run", "--epochs", "2"]) == 0
+
+
+def test_resume_passes_over_trainings_of_other_scripts(database, in_folder, capsys):
+    assert Console.run(Main.main, ["--net", "small", "--epochs", "1", "--train", str(database), "--logs", "none",
+                                   "--out", "checkpoints/mine"]) == 0
+    shutil.copytree("checkpoints/mine", "checkpoints/retrained/round1")
+    other = in_folder / "checkpoints/retrained/round1/last/network.json"
+    other.write_text(json.dumps({name: value for name, value in json.loads(other.read_text()).items()
+                                 if name != "training"}))
+    capsys.readouterr()
+    assert Console.run(Main.main, ["--resume", "--epochs", "2"]) == 0
+    assert "checkpoints in checkpoints/mine\n" in capsys.readouterr().out
+
+
+def test_trainings_that_begin_in_the_same_second_have_folders_of_their_own(database, in_folder, monkeypatch, capsys):
+    monkeypatch.setattr(Main.time, "strftime", lambda text: "now")
+    folders = [Console.claim(Path("checkpoints/small-now")) for _ in range(2)]
+    assert folders == [Path("checkpoints/small-now"), Path("checkpoints/small-now-2")]
+    assert Console.run(Main.main, ["--net", "small", "--epochs", "1", "--train", str(database), "--logs", "none"]) == 0
+    assert "checkpoints in checkpoints/small-now-3\n" in capsys.readouterr().out
+
+
+def test_the_rate_counts_the_faces_that_there_are(database, tmp_path):
+    training = finish(trainer(database, tmp_path, recipe=dataclasses.replace(RECIPE, batch_size=4096)))
+    assert training.faces_per_step == 190
+    assert all(row["images_per_second"] * row["seconds"] / row["step"] <= 190 * 1.5 for row in training.curve[:1])
 
 
 def test_main_finds_a_learning_rate(database, in_folder, capsys):
