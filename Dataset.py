@@ -20,6 +20,7 @@ DIM = SIDE * SIDE
 LABELS = ("man", "woman")
 ETHNICITIES = ("White", "Black", "Asian", "Indian", "other")
 AGE_BANDS = ((0, 5), (6, 15), (16, 30), (31, 50), (51, 150))
+TRAITS = len(AGE_BANDS) + len(ETHNICITIES)
 BALANCES = ("sex", "age", "ethnicity")
 SMALLEST_PICTURE = 16  # pixels a side; fewer hold no face
 DATABASES = Path(__file__).resolve().parent / "DataBases"
@@ -131,8 +132,8 @@ class DataSet:
 
     Attributes nbdata, dim (2304), data (FaceArray, reads as [nbdata, 2304] float32), label ([nbdata, 2] float32
     one-hot), batchSize, curPos (where in the epoch the next batch begins), seed (0; the order of the faces depends on
-    seed and epoch alone), group (None, or [nbdata] numbers of groups to draw equally often). The faces stay on disk
-    until they are asked for.
+    seed and epoch alone), group (None, or [nbdata] numbers of groups to draw equally often), traits (None, or
+    [nbdata, TRAITS] float32, 1 where a face has that trait). The faces stay on disk until they are asked for.
 
     Raises DataError for a file that is missing, truncated, not one-hot or of another count than the other.
     """
@@ -148,8 +149,8 @@ class DataSet:
             raise DataError(f"batchSize {batchSize}: expected 1 or more")
         self._hold(FaceArray([faces[:nbdata]]), label[:nbdata], batchSize)
 
-    def _hold(self, data, label, batch_size, group=None):
-        self.data, self.label, self.batchSize, self.group = data, label, batch_size, group
+    def _hold(self, data, label, batch_size, group=None, traits=None):
+        self.data, self.label, self.batchSize, self.group, self.traits = data, label, batch_size, group, traits
         self.nbdata, self.dim = data.shape
         self.seed, self.epoch, self.curPos = 0, 0, 0
         self._order = None, None  # (seed, epoch), the order they give
@@ -160,18 +161,18 @@ class DataSet:
         parts = [part for dataset in datasets for part in dataset.data.parts]
         offsets = np.cumsum([0, *(dataset.data.starts[-1] for dataset in datasets)])
         rows = np.concatenate([offset + dataset.data.rows for offset, dataset in zip(offsets, datasets)])
-        groups = [dataset.group for dataset in datasets]
-        group = None if any(each is None for each in groups) else np.concatenate(groups)
+        group, traits = (None if any(each is None for each in arrays) else np.concatenate(arrays)
+                         for arrays in zip(*((dataset.group, dataset.traits) for dataset in datasets)))
         joined = cls.__new__(cls)
         joined._hold(FaceArray(parts, rows), np.concatenate([d.label for d in datasets]), datasets[0].batchSize,
-                     group)
+                     group, traits)
         return joined
 
     def subset(self, rows):
         """The faces at `rows` (an array of row numbers), in that order, as a DataSet."""
         subset = type(self).__new__(type(self))
         subset._hold(FaceArray(self.data.parts, self.data.rows[rows]), self.label[rows], self.batchSize,
-                     None if self.group is None else self.group[rows])
+                     *(None if each is None else each[rows] for each in (self.group, self.traits)))
         return subset
 
     def order(self, epoch):
@@ -336,15 +337,40 @@ def balance_groups(databases, balance):
 
     Raises DataError where age or ethnicity is asked for and there is no meta_*.csv at all.
     """
-    metas = {name: database_files(name)[2] for name in databases}
-    groups = {name: read_groups(meta, databases[name].nbdata)[balance] for name, meta in metas.items()
-              if balance != "sex" and meta.exists()}
-    if balance != "sex" and not groups:
-        raise DataError(f"--balance {balance}: {next(iter(metas.values()))} is missing; expected a line age,ethnicity "
-                        "of each face there, or choose --balance sex")
+    groups = {} if balance == "sex" else _known_groups(databases, f"--balance {balance}", "choose --balance sex")
     for name, dataset in databases.items():
-        dataset.group = dataset.label.argmax(1) + 2 * sum(
-            number * member for number, (title, member) in enumerate(groups.get(name, {}).items(), 1) if title != "16+")
+        members = _bands(groups[name][balance]) if name in groups else []
+        dataset.group = dataset.label.argmax(1) + 2 * sum(number * member for number, member in enumerate(members, 1))
+
+
+def read_traits(databases):
+    """Set DataSet.traits, age band and ethnicity of each face as two one-hot codes, of databases learned together.
+
+    databases  {name: DataSet}, as open_databases gives them; where the meta_*.csv does not say, a code is zeros
+
+    Raises DataError where there is no meta_*.csv at all.
+    """
+    groups = _known_groups(databases, "--traits", "leave the option out")
+    for name, dataset in databases.items():
+        dataset.traits = np.zeros((dataset.nbdata, TRAITS), np.float32)
+        if name in groups:
+            members = [member for title in ("age", "ethnicity") for member in _bands(groups[name][title])]
+            dataset.traits[:] = np.stack(members, 1)
+
+
+def _known_groups(databases, option, instead):
+    """What read_groups says of those databases that have a meta_*.csv, by name; DataError where none has."""
+    metas = {name: database_files(name)[2] for name in databases}
+    groups = {name: read_groups(meta, databases[name].nbdata) for name, meta in metas.items() if meta.exists()}
+    if not groups:
+        raise DataError(f"{option}: {next(iter(metas.values()))} is missing; expected a line age,ethnicity of each "
+                        f"face there, or {instead}")
+    return groups
+
+
+def _bands(groups):
+    """The groups of a title that exclude each other."""
+    return [member for name, member in groups.items() if name != "16+"]
 
 
 def read_face(path):

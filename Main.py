@@ -157,6 +157,8 @@ def databases(options):
     learned = Dataset.open_databases(options.train)
     if options.balance:
         Dataset.balance_groups(learned, options.balance)
+    if options.traits:
+        Dataset.read_traits(learned)
     train = Dataset.DataSet.join(list(learned.values()))
     if options.test is None:
         return train, None

@@ -1,8 +1,8 @@
 """The networks, built of Layers: by name and meta-parameters, or rebuilt from a checkpoint.
 
 Every net is called `net(x, log_summary=False, training=False)`: [?, 2304] in the course's scale -> [?, 2] logits,
-column 0 = man, 1 = woman. It is built when constructed: the constructor ends with one call on zeros. Its attribute
-`description` is the JSON that rebuilds it: its class and what the constructor was given.
+column 0 = man, 1 = woman; with last=-1 it gives what its last layer, an fc, is given. It is built when constructed,
+by one call on zeros. Its attribute `description` is the JSON that rebuilds it: its class and the constructor's options.
 """
 import inspect
 import itertools
@@ -29,8 +29,8 @@ class Network(tf.Module):
     Every net takes `dropout` (share of convolutions' outputs) and its layers' batchnorm, activation and initializer.
     """
 
-    def __call__(self, x, log_summary=False, training=False):
-        layers = [*self.sequence()]
+    def __call__(self, x, log_summary=False, training=False, last=None):
+        layers = self.sequence()[:last]
         while layers:
             layer, *layers = layers
             pooled = isinstance(layer, Layers.conv) and layers and isinstance(layers[0], Layers.maxpool)

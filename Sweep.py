@@ -78,7 +78,8 @@ class Sweep:
     def results(self):
         """The trainings of this grid that ended: dicts of parameters, accuracy (None: too big for the memory; else of
         the test base, or validation where there is none), validation_accuracy, learned."""
-        found = [(cell, self._known(cell)) for cell in self.cells]
+        told = self._told()
+        found = [(cell, self._known(cell, told)) for cell in self.cells]
         return [{"parameters": cell} | result for cell, result in found if result]
 
     def run(self):
@@ -86,8 +87,9 @@ class Sweep:
         self._take_back()
         if self.options.search == "grid":
             asked = [self._parameters(trial) for trial in self._trials("RUNNING", "WAITING")]
+            told = self._told()
             for cell in self.cells[:self.total]:
-                if cell not in asked and not self._known(cell):
+                if cell not in asked and not self._known(cell, told):
                     self.study.enqueue_trial(cell)
         with concurrent.futures.ThreadPoolExecutor(self.options.processes) as pool:
             running = {pool.submit(self._next) for _ in range(self.options.processes)}
@@ -120,13 +122,17 @@ class Sweep:
     def _folder(self, parameters):
         return Path(self.options.out) / self._name(dict(sorted(parameters.items())))
 
-    def _known(self, parameters):
-        """The result of a training that ended, here or on a machine that shares the state alone; else None."""
+    def _told(self):
+        """What the shared state tells of the trainings that ended: a list of (parameters, result)."""
+        return [(trial.params, trial.user_attrs[RESULT]) for trial in self._trials("COMPLETE")
+                if RESULT in trial.user_attrs]
+
+    def _known(self, parameters, told):
+        """The result of a training that ended, here or, as `told`, where only the state is shared; else None."""
         saved = self._folder(parameters) / RESULT
         if saved.exists():
             return json.loads(saved.read_text(encoding="utf-8"))
-        return next((trial.user_attrs[RESULT] for trial in self._trials("COMPLETE")
-                     if RESULT in trial.user_attrs and trial.params == parameters), None)
+        return next((result for asked, result in told if asked == parameters), None)
 
     def _take_back(self):
         """Ask again for the trainings whose process is gone."""
@@ -161,7 +167,7 @@ class Sweep:
                 if not lock:
                     self.study.tell(trial, state=self.states.FAIL)
                     continue
-                known = self._known(trial.params)
+                known = self._known(trial.params, self._told())
                 if not known:
                     break
                 lock.close()

@@ -95,6 +95,8 @@ class Recipe:
     freeze: Annotated[int, dict(help="layers, from the first, that do not learn", low=0)] = 0
     lsuv: Annotated[bool, dict(help="orthogonal first weights, scaled until each layer's output has variance "
                                "one")] = False
+    traits: Annotated[float, dict(help="multi-task learning: weight of telling age and ethnicity too, which the "
+                                  "meta_*.csv beside the databases hold, by a layer that is not kept", low=0)] = 0.0
     teacher: Annotated[tuple, dict(help="distillation: learn what these checkpoints together say of each face",
                                    nargs="+", metavar="CHECKPOINT")] = ()
     teaching: Annotated[float, dict(help="share of the teachers' answer in the label", low=0, most=1)] = 0.7
@@ -351,7 +353,7 @@ class Average:
 class Trainer:
     """One training: `for report in trainer.run()`, then `trainer.result()`.
 
-    net      built, takes [?, 2304], gives [?, 2] logits
+    net      a Models.Network
     train, validation, test  DataSets; test may be None, and is measured only
     recipe   Recipe
     out      folder of the best weights, of last/ (to resume from) and of metrics.json
@@ -370,7 +372,12 @@ class Trainer:
         self.total = recipe.epochs * self.steps_per_epoch
         self.faces_per_step = train.nbdata / self.steps_per_epoch  # the last batch of an epoch may be shorter
         self.dtype = compute_dtype(recipe.precision)
+        self.head = Layers.fc("traits", Dataset.TRAITS)  # beside the net's last layer (Caruana 1997)
         self.variables = learning_variables(net, recipe.freeze)
+        if recipe.traits:
+            self.head(net(tf.constant(train.data[:1]), last=-1))
+            self.head.w.assign(tf.zeros_like(self.head.w))  # so that at first it moves nothing but itself
+            self.variables += self.head.trainable_variables
         self.optimizer = make_optimizer(recipe, self.variables)
         self.average = Average(net, recipe.averaging)
         self.teacher = teacher
@@ -393,12 +400,15 @@ class Trainer:
         self.predict = tf.function(lambda x: net(x), autograph=False,
                                    input_signature=[tf.TensorSpec([None, Dataset.DIM])])
         batch = [tf.TensorSpec([2], tf.int32), tf.TensorSpec([None, Dataset.DIM]), tf.TensorSpec([None, 2])]
-        self.learn = tf.function(self._learn, autograph=False, input_signature=batch)
         self.push = tf.function(self._push, autograph=False, input_signature=batch)
+        self.targets = np.concatenate([train.label, train.traits], 1) if recipe.traits else train.label
+        batch[2] = tf.TensorSpec([None, self.targets.shape[1]])
+        self.learn = tf.function(self._learn, autograph=False, input_signature=batch)
 
     def _checkpoint(self, step):
+        head = {"traits": self.head} if self.recipe.traits else {}
         return tf.train.Checkpoint(step=step, optimizer=_Variables(self.optimizer.variables), net=self.net,
-                                   average=_Variables(self.average.variables))
+                                   average=_Variables(self.average.variables), **head)
 
     def saved_step(self):
         """The step of what is saved in last/; None where nothing is."""
@@ -473,7 +483,8 @@ class Trainer:
                             share * self.recipe.adversarial / Dataset.GREY_LEVELS, self.recipe.adversarial_steps,
                             tf.random.experimental.stateless_fold_in(seed, 1))
 
-    def _learn(self, seed, x, y):
+    def _learn(self, seed, x, targets):
+        y, traits = targets[:, :2], targets[:, 2:]
         labels = y * (1.0 - self.recipe.label_smoothing) + self.recipe.label_smoothing / 2.0
         if self.teacher:
             taught = tf.nn.softmax(tf.cast(self.teacher(tf.cast(x, self.dtype)), tf.float32))
@@ -484,8 +495,11 @@ class Trainer:
             x = self._push(seed, x, y, tf.minimum(rise, 1.0))
         x = tf.cast(x, self.dtype)
         with tf.GradientTape() as tape, Layers.dropout_seed(seed):
-            logits = tf.cast(self.net(x, False, True), tf.float32)
+            features = self.net(x, False, True, last=-1)
+            logits = tf.cast(self.net.sequence()[-1](features, False, True), tf.float32)
             loss = tf.reduce_mean(LOSSES[self.recipe.loss](labels, _probabilities(logits)))
+            if self.recipe.traits:
+                loss += self.recipe.traits * self._traits_loss(features, traits)
             if self.recipe.l1:
                 loss += self.recipe.l1 * tf.add_n([tf.reduce_sum(tf.abs(variable)) for variable in self.variables
                                                    if variable.shape.rank > 1])
@@ -496,6 +510,14 @@ class Trainer:
         self.average.update(self.step)
         return loss
 
+    def _traits_loss(self, features, traits):
+        """Mean over the faces of the cross entropies of age band and ethnicity; of unknown ones it is zero."""
+        logits = tf.cast(self.head(features), tf.float32)
+        parts = [len(Dataset.AGE_BANDS), len(Dataset.ETHNICITIES)]
+        # softmax_cross_entropy_with_logits has a gradient even where a code is zeros
+        return -tf.add_n([tf.reduce_mean(tf.reduce_sum(code * tf.nn.log_softmax(answer), 1))
+                          for code, answer in zip(tf.split(traits, parts, 1), tf.split(logits, parts, 1))])
+
     def batches(self, first):
         """(seed, faces, labels) of the steps from `first` on, each prepared while the step before runs."""
         def rows():
@@ -505,13 +527,13 @@ class Trainer:
                 if order[0] != epoch:
                     order = epoch, self.train.order(epoch)
                 chosen = order[1][position * self.recipe.batch_size:(position + 1) * self.recipe.batch_size]
-                yield (self.recipe.seed, step), self.train.data.grey(chosen), self.train.label[chosen]
+                yield (self.recipe.seed, step), self.train.data.grey(chosen), self.targets[chosen]
 
         def prepare(seed, faces, labels):
             return seed, *augment(faces, labels, set(self.recipe.augment), seed)
 
         signature = (tf.TensorSpec([2], tf.int32), tf.TensorSpec([None, Dataset.DIM], tf.uint8),
-                     tf.TensorSpec([None, 2]))
+                     tf.TensorSpec([None, self.targets.shape[1]]))
         batches = tf.data.Dataset.from_generator(rows, output_signature=signature)
         return batches.map(prepare, num_parallel_calls=tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
 

@@ -140,7 +140,7 @@ def write(source, name, count, folder):
     progress = Console.Progress(count, unit="faces")
     done = 0
     try:
-        with open(data_part, "wb") as data_file, open(gender_part, "wb") as gender_file:
+        with progress, open(data_part, "wb") as data_file, open(gender_part, "wb") as gender_file:
             for grey, label in source.draw(name, count):
                 data_file.write(grey.tobytes())
                 gender_file.write(label.tobytes())
@@ -152,7 +152,6 @@ def write(source, name, count, folder):
         raise Dataset.UserError(f"{data}: cannot be written ({error.strerror}); make it elsewhere with "
                                 "python -m DataBases.synthesise --out, and name it with --train") from None
     finally:
-        progress.clear()
         for part in data_part, gender_part:
             part.unlink(missing_ok=True)
     return f"{data}: {count:,} faces of nobody, {progress.rate(count):.0f} a second"

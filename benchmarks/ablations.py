@@ -67,6 +67,7 @@ ROWS = {  # name: options that differ from BASE
     "no averaging of weights": ["--averaging", "0"],
     "early stopping, patience 3": ["--patience", "3"],
     "balanced by age and sex": ["--balance", "age"],
+    "age and ethnicity told too": ["--traits", "0.2"],
     "distilled from three base nets": ["--teacher", *(f"{{out}}/base-{seed}" for seed in range(3))],
     "transfer from pretraining": ["--from", "{out}/pretraining-0"],
     "transfer, 5 layers frozen": ["--from", "{out}/pretraining-0", "--freeze", "5"],

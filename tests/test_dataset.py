@@ -1060,3 +1060,16 @@ def test_balance_groups_are_sex_with_what_the_meta_file_says(tmp_path):
     (tmp_path / "meta_a.csv").write_text("age,ethnicity\n3,0\n3,0\n60,1\n17,\n,4\n16,2\n")
     assert groups("age") == [[2, 3, 10, 7, 0, 7], [1, 0]]  # of the second nothing is said
     assert groups("ethnicity") == [[2, 3, 4, 1, 10, 7], [1, 0]]
+
+
+def test_traits_are_age_band_and_ethnicity_as_far_as_the_meta_file_says(tmp_path):
+    path, gender = write_database(tmp_path, np.zeros((4, 2304)), one_hot(np.arange(4) % 2), "a")
+    other = write_database(tmp_path, np.zeros((2, 2304)), one_hot([1, 0]), "b")[0]
+    databases = Dataset.open_databases([path, other])
+    with pytest.raises(DataError, match="--traits: .*meta_a.csv is missing"):
+        Dataset.read_traits(databases)
+    (tmp_path / "meta_a.csv").write_text("age,ethnicity\n5,4\n16.5,\n,0\n151,2\n")
+    Dataset.read_traits(databases)
+    joined = Dataset.DataSet.join(list(databases.values())).subset(np.array([5, 3, 2, 1, 0]))
+    assert [list(np.flatnonzero(row)) for row in joined.traits] == [[], [4, 7], [5], [2], [0, 9]]
+    assert joined.traits.dtype == np.float32

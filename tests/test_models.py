@@ -196,6 +196,15 @@ def test_paths_of_variables_are_those_of_a_checkpoint(tmp_path, name):
     assert stored == {path: variable.shape.as_list() for path, variable in net.variables_by_path().items()}
 
 
+@pytest.mark.parametrize("name", Models.NETWORKS)
+def test_a_net_gives_what_its_last_layer_is_given(name):
+    net = Models.build(name)
+    x = tf.random.stateless_uniform([2, 2304], (1, 2), -0.5, 0.5)
+    features = net(x, False, False, last=-1)
+    assert features.shape == (2, net.sequence()[-1].w.shape[0])
+    np.testing.assert_array_equal(net.sequence()[-1](features), net(x))
+
+
 @pytest.mark.parametrize("name", ["convnet", "densenet", "resnet"])
 def test_a_traced_net_takes_batches_of_any_size(name):
     net = with_other_weights(Models.build(name, nb_block=2, batchnorm=True))

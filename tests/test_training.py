@@ -438,6 +438,75 @@ def test_range_test_rises_and_ends_where_the_loss_explodes(database):
     assert tests[0][1] == pytest.approx(0.7, abs=0.2)
 
 
+def with_traits(database, out, share, known=True, **options):
+    """A training that tells ages and ethnicities too; known  whether the faces have any: women are old, men Asian"""
+    Training.make_deterministic(0)
+    dataset = Dataset.open_database(database)
+    dataset.traits = np.zeros((dataset.nbdata, Dataset.TRAITS), np.float32)
+    if known:
+        dataset.traits[dataset.label[:, 1] == 1, 4] = 1.0
+        dataset.traits[dataset.label[:, 0] == 1, 7] = 1.0
+    learned, validation = Training.split(dataset, RECIPE.validation, 0)
+    net = Models.build("convnet", nb_block=2, nb_filter=4, batchnorm=True)
+    return Training.Trainer(net, learned, validation, None, dataclasses.replace(RECIPE, traits=share, **options), out,
+                            None, net.description)
+
+
+def test_traits_are_learned_beside_man_and_woman(database, tmp_path):
+    training = finish(with_traits(database, tmp_path, 1.0, epochs=6))
+    net, head, part = training.net, training.head, training.train
+    probabilities = tf.nn.softmax(head(net(tf.constant(part.data[:]), last=-1))[:, :5])
+    assert np.mean(probabilities.numpy()[part.label[:, 1] == 1, 4]) > 0.5   # of the men's ages nothing was said
+    restored, _ = Models.load(tmp_path / "last")
+    for one, other in zip(net.variables, restored.variables, strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert not any("traits" in path for path in restored.variables_by_path())
+
+
+def test_unknown_traits_teach_nothing(database, tmp_path):
+    without = finish(with_traits(database, tmp_path / "a", 0.0))
+    unknown = finish(with_traits(database, tmp_path / "b", 1.0, known=False))
+    for one, other in zip(without.net.variables, unknown.net.variables, strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert not np.any(unknown.head.w)
+
+
+def test_traits_change_what_is_learned_and_are_resumed_bit_by_bit(database, tmp_path):
+    whole = finish(with_traits(database, tmp_path / "whole", 0.3))
+    interrupt_at(with_traits(database, tmp_path / "cut", 0.3), 7)
+    resumed = with_traits(database, tmp_path / "cut", 0.3)
+    resumed.resume()
+    assert_same(finish(resumed), whole)
+    np.testing.assert_array_equal(resumed.head.w, whole.head.w)
+    without = finish(with_traits(database, tmp_path / "without", 0.0))
+    assert np.abs(without.net.variables[0] - whole.net.variables[0]).max() > 1e-4
+
+
+def test_the_loss_of_traits_by_hand(database, tmp_path):
+    training = with_traits(database, tmp_path, 1.0)
+    training.head.w.assign(tf.random.stateless_normal(training.head.w.shape, (1, 2)))
+    features = tf.random.stateless_normal([3, training.head.w.shape[0]], (3, 4))
+    traits = np.zeros((3, 10), np.float32)
+    traits[0, 2] = traits[0, 5] = traits[1, 9] = 1.0
+    z = (features @ training.head.w + training.head.b).numpy().astype(float)
+    age, ethnicity = (part - np.log(np.exp(part).sum(1, keepdims=True)) for part in (z[:, :5], z[:, 5:]))
+    expected = -(age[0, 2] + ethnicity[0, 0] + ethnicity[1, 4]) / 3
+    assert float(training._traits_loss(features, tf.constant(traits))) == pytest.approx(expected, rel=1e-5)
+
+
+def test_main_learns_traits_from_the_meta_file(tmp_path, in_folder, capsys):
+    path = write_database(tmp_path, "known", 60)
+    arguments = ["--train", str(path), "--epochs", "1", "--net", "small", "--logs", "none", "--traits", "0.3"]
+    assert Console.run(Main.main, [*arguments, "--out", "a"]) == 2
+    assert "meta_known.csv is missing" in capsys.readouterr().err
+    (tmp_path / "meta_known.csv").write_text("age,ethnicity\n" + "30,1\n,\n" * 30)
+    assert Console.run(Main.main, [*arguments, "--out", "a"]) == 0
+    assert Console.run(Main.main, [*arguments, "--out", "b", "--augment", "mixup"]) == 0
+    assert Console.run(Main.main, [*(a for a in arguments if a not in ("--net", "small")), "--from", "a", "--freeze",
+                                   "1", "--out", "c"]) == 0
+    assert Console.run(Main.main, [*arguments, "--find-lr"]) == 0
+
+
 def test_main_learns_from_a_checkpoint_and_from_teachers(database, in_folder, capsys):
     common = ["--train", str(database), "--epochs", "1", "--logs", "none"]
     assert Console.run(Main.main, [*common, "--net", "convnet", "--nb-block", "2", "--nb-conv", "2", "--filter-size",
