@@ -20,8 +20,8 @@ DIM = SIDE * SIDE
 LABELS = ("man", "woman")
 ETHNICITIES = ("White", "Black", "Asian", "Indian", "other")
 AGE_BANDS = ((0, 5), (6, 15), (16, 30), (31, 50), (51, 150))
-TRAITS = len(AGE_BANDS) + len(ETHNICITIES)
-BALANCES = ("sex", "age", "ethnicity")
+TRAITS = {"age": len(AGE_BANDS), "ethnicity": len(ETHNICITIES)}  # how long the one-hot code of each is
+BALANCES = ("sex", *TRAITS)
 SMALLEST_PICTURE = 16  # pixels a side; fewer hold no face
 DATABASES = Path(__file__).resolve().parent / "DataBases"
 
@@ -133,7 +133,7 @@ class DataSet:
     Attributes nbdata, dim (2304), data (FaceArray, reads as [nbdata, 2304] float32), label ([nbdata, 2] float32
     one-hot), batchSize, curPos (where in the epoch the next batch begins), seed (0; the order of the faces depends on
     seed and epoch alone), group (None, or [nbdata] numbers of groups to draw equally often), traits (None, or
-    [nbdata, TRAITS] float32, 1 where a face has that trait). The faces stay on disk until they are asked for.
+    [nbdata, 10] float32, the codes of TRAITS side by side). The faces stay on disk until they are asked for.
 
     Raises DataError for a file that is missing, truncated, not one-hot or of another count than the other.
     """
@@ -344,7 +344,7 @@ def balance_groups(databases, balance):
 
 
 def read_traits(databases):
-    """Set DataSet.traits, age band and ethnicity of each face as two one-hot codes, of databases learned together.
+    """Set DataSet.traits, age band and ethnicity of each face as one-hot codes, of databases learned together.
 
     databases  {name: DataSet}, as open_databases gives them; where the meta_*.csv does not say, a code is zeros
 
@@ -352,10 +352,9 @@ def read_traits(databases):
     """
     groups = _known_groups(databases, "--traits", "leave the option out")
     for name, dataset in databases.items():
-        dataset.traits = np.zeros((dataset.nbdata, TRAITS), np.float32)
+        dataset.traits = np.zeros((dataset.nbdata, sum(TRAITS.values())), np.float32)
         if name in groups:
-            members = [member for title in ("age", "ethnicity") for member in _bands(groups[name][title])]
-            dataset.traits[:] = np.stack(members, 1)
+            dataset.traits[:] = np.stack([member for title in TRAITS for member in _bands(groups[name][title])], 1)
 
 
 def _known_groups(databases, option, instead):

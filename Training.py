@@ -372,9 +372,10 @@ class Trainer:
         self.total = recipe.epochs * self.steps_per_epoch
         self.faces_per_step = train.nbdata / self.steps_per_epoch  # the last batch of an epoch may be shorter
         self.dtype = compute_dtype(recipe.precision)
-        self.head = Layers.fc("traits", Dataset.TRAITS)  # beside the net's last layer (Caruana 1997)
-        self.variables = learning_variables(net, recipe.freeze)
+        self.variables, self.targets = learning_variables(net, recipe.freeze), train.label
         if recipe.traits:
+            self.targets = np.concatenate([train.label, train.traits], 1)
+            self.head = Layers.fc("traits", train.traits.shape[1])  # beside the net's last layer (Caruana 1997)
             self.head(net(tf.constant(train.data[:1]), last=-1))
             self.head.w.assign(tf.zeros_like(self.head.w))  # so that at first it moves nothing but itself
             self.variables += self.head.trainable_variables
@@ -399,11 +400,10 @@ class Trainer:
         self.interrupted = False
         self.predict = tf.function(lambda x: net(x), autograph=False,
                                    input_signature=[tf.TensorSpec([None, Dataset.DIM])])
-        batch = [tf.TensorSpec([2], tf.int32), tf.TensorSpec([None, Dataset.DIM]), tf.TensorSpec([None, 2])]
-        self.push = tf.function(self._push, autograph=False, input_signature=batch)
-        self.targets = np.concatenate([train.label, train.traits], 1) if recipe.traits else train.label
-        batch[2] = tf.TensorSpec([None, self.targets.shape[1]])
-        self.learn = tf.function(self._learn, autograph=False, input_signature=batch)
+        faces = [tf.TensorSpec([2], tf.int32), tf.TensorSpec([None, Dataset.DIM])]
+        self.push, self.learn = (
+            tf.function(step, autograph=False, input_signature=[*faces, tf.TensorSpec([None, answers.shape[1]])])
+            for step, answers in ((self._push, train.label), (self._learn, self.targets)))
 
     def _checkpoint(self, step):
         head = {"traits": self.head} if self.recipe.traits else {}
@@ -513,7 +513,7 @@ class Trainer:
     def _traits_loss(self, features, traits):
         """Mean over the faces of the cross entropies of age band and ethnicity; of unknown ones it is zero."""
         logits = tf.cast(self.head(features), tf.float32)
-        parts = [len(Dataset.AGE_BANDS), len(Dataset.ETHNICITIES)]
+        parts = [*Dataset.TRAITS.values()]
         # softmax_cross_entropy_with_logits has a gradient even where a code is zeros
         return -tf.add_n([tf.reduce_mean(tf.reduce_sum(code * tf.nn.log_softmax(answer), 1))
                           for code, answer in zip(tf.split(traits, parts, 1), tf.split(logits, parts, 1))])

@@ -442,7 +442,7 @@ def with_traits(database, out, share, known=True, **options):
     """A training that tells ages and ethnicities too; known  whether the faces have any: women are old, men Asian"""
     Training.make_deterministic(0)
     dataset = Dataset.open_database(database)
-    dataset.traits = np.zeros((dataset.nbdata, Dataset.TRAITS), np.float32)
+    dataset.traits = np.zeros((dataset.nbdata, 10), np.float32)
     if known:
         dataset.traits[dataset.label[:, 1] == 1, 4] = 1.0
         dataset.traits[dataset.label[:, 0] == 1, 7] = 1.0
