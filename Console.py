@@ -127,6 +127,7 @@ def parse_box(text):
     return x, y, width, height
 
 
+FULL = "the disk is full; make room, or choose another folder"
 REFUSALS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.ENAMETOOLONG, errno.ELOOP}  # of the system
 
 
@@ -136,12 +137,14 @@ def run(main, argv=None):
     if isinstance(sys.stdout, io.TextIOWrapper):  # in a notebook it is none
         sys.stdout.reconfigure(errors="backslashreplace")  # a file's name may be no text
     try:
-        return main(sys.argv[1:] if argv is None else argv)
+        code = main(sys.argv[1:] if argv is None else argv)
+        sys.stdout.flush()  # here, where a full disk is a line on stderr
+        return code
     except Dataset.UserError as error:
         print(f"{script}: {' '.join(str(error).split())}", file=sys.stderr)
     except tf.errors.ResourceExhaustedError as error:
         if os.strerror(errno.ENOSPC) in str(error):
-            print(f"{script}: the disk is full; make room, or choose another folder", file=sys.stderr)
+            print(f"{script}: {FULL}", file=sys.stderr)
         else:
             print(f"{script}: out of memory; choose a smaller --batch-size or a smaller net", file=sys.stderr)
     except tf.errors.PermissionDeniedError as error:
@@ -150,13 +153,22 @@ def run(main, argv=None):
         print(f"{script}: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:  # `| head` closed the pipe
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_stdout()
         return 141
     except OSError as error:
-        if error.errno not in REFUSALS or error.filename is None:
+        if error.filename is not None and error.errno in REFUSALS:
+            print(f"{script}: {error.filename}: {error.strerror}; choose another path", file=sys.stderr)
+        elif error.errno == errno.ENOSPC:
+            _drop_stdout()
+            print(f"{script}: {FULL}", file=sys.stderr)
+        else:
             raise
-        print(f"{script}: {error.filename}: {error.strerror}; choose another path", file=sys.stderr)
     return 2
+
+
+def _drop_stdout():
+    """What is still to be written there goes nowhere, so that the interpreter's end does not fail on it."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def is_last(folder):

@@ -335,7 +335,7 @@ def balance_groups(databases, balance):
     balance    "sex", or "age" or "ethnicity": sex together with the groups of the meta_*.csv; faces of which none says
                anything are a group of their own
 
-    Raises DataError where age or ethnicity is asked for and there is no meta_*.csv at all.
+    Raises DataError where age or ethnicity is asked for and there is no meta_*.csv that says anything.
     """
     groups = {} if balance == "sex" else _known_groups(databases, f"--balance {balance}", "choose --balance sex")
     for name, dataset in databases.items():
@@ -348,7 +348,7 @@ def read_traits(databases):
 
     databases  {name: DataSet}, as open_databases gives them; where the meta_*.csv does not say, a code is zeros
 
-    Raises DataError where there is no meta_*.csv at all.
+    Raises DataError where there is no meta_*.csv at all, or none that says anything.
     """
     groups = _known_groups(databases, "--traits", "leave the option out")
     for name, dataset in databases.items():
@@ -358,12 +358,12 @@ def read_traits(databases):
 
 
 def _known_groups(databases, option, instead):
-    """What read_groups says of those databases that have a meta_*.csv, by name; DataError where none has."""
+    """What read_groups says of those databases that have a meta_*.csv, by name; DataError where none tells anything."""
     metas = {name: database_files(name)[2] for name in databases}
     groups = {name: read_groups(meta, databases[name].nbdata) for name, meta in metas.items() if meta.exists()}
-    if not groups:
-        raise DataError(f"{option}: {next(iter(metas.values()))} is missing; expected a line age,ethnicity of each "
-                        f"face there, or {instead}")
+    if not any(member.any() for titles in groups.values() for title in titles.values() for member in title.values()):
+        raise DataError(f"{option}: {next(iter(metas.values()))} is missing, or empty; expected a line age,ethnicity "
+                        f"of each face there, or {instead}")
     return groups
 
 

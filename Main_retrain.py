@@ -46,6 +46,7 @@ class Options:
 
 def main(argv=None):
     options = Options(**Console.parse(Options, argv, __doc__))
+    Training.must_be_found(options.out)
     net = Models.load(options.start)[0]
     train = Dataset.DataSet.join(list(Dataset.open_databases(options.train).values()))
     # Turned or scaled, the files would lose the noise that is to be learned.

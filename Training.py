@@ -140,6 +140,13 @@ def compute_dtype(precision):
     return tf.bfloat16 if fast else tf.float32
 
 
+def must_be_found(out):
+    """Raise UserError for a folder in which tf.train.CheckpointManager would not find its checkpoints again."""
+    if set(str(out)) & set("*?["):
+        raise Dataset.UserError(f"{out}: TensorFlow finds no checkpoint again in a folder with *, ? or [ in its name; "
+                                "choose another --out")
+
+
 def split(dataset, share, seed):
     """(training, validation) parts of a DataSet; `share` of its faces, at least one, validate."""
     rows = np.random.default_rng([seed, dataset.nbdata]).permutation(dataset.nbdata)
@@ -385,9 +392,7 @@ class Trainer:
         self.step = tf.Variable(0)  # int32, as that of the course's scripts, which restore it
         self.checkpoint = self._checkpoint(self.step)
         self.logs = Path(logs) if logs else None
-        if set(str(self.out)) & set("*?["):
-            raise Dataset.UserError(f"{self.out}: TensorFlow finds no checkpoint again in a folder with *, ? or [ in "
-                                    "its name; choose another --out")
+        must_be_found(self.out)
         for folder in filter(None, (self.out, self.logs)):
             Dataset.make_folder(folder)
         self.description = description.encode()

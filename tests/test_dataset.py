@@ -1068,6 +1068,9 @@ def test_traits_are_age_band_and_ethnicity_as_far_as_the_meta_file_says(tmp_path
     databases = Dataset.open_databases([path, other])
     with pytest.raises(DataError, match="--traits: .*meta_a.csv is missing"):
         Dataset.read_traits(databases)
+    (tmp_path / "meta_a.csv").write_text("age,ethnicity\n" + 4 * ",\n")
+    with pytest.raises(DataError, match="--traits: .*meta_a.csv is missing, or empty"):
+        Dataset.read_traits(databases)
     (tmp_path / "meta_a.csv").write_text("age,ethnicity\n5,4\n16.5,\n,0\n151,2\n")
     Dataset.read_traits(databases)
     joined = Dataset.DataSet.join(list(databases.values())).subset(np.array([5, 3, 2, 1, 0]))

@@ -17,6 +17,7 @@ import Dataset
 import Main
 import Main_adversarial
 import Main_inference
+import Main_retrain
 import Main_robustness
 import Models
 from conftest import write_database
@@ -124,7 +125,9 @@ def test_folder_that_cannot_be_written(run, in_folder, database, option):
 
 @pytest.mark.parametrize("name", ["run [1]", "run*", "run?"])
 def test_folder_in_which_tensorflow_finds_no_checkpoint(run, in_folder, database, name):
-    refuse(run(Main, "--train", database, "--net", "small", "--out", name), f"{name}: TensorFlow finds no checkpoint")
+    expected = f"{name}: TensorFlow finds no checkpoint"
+    refuse(run(Main, "--train", database, "--net", "small", "--out", name), expected)
+    refuse(run(Main_retrain, "--from", "nothing", "--train", database, "--out", name), expected)
     assert not files(in_folder)
 
 

@@ -98,6 +98,16 @@ def test_mistake_is_one_line_without_traceback(tmp_path):
     assert err == "Main_inference.py: nobody.png: no such file\n"
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="/dev/full always is a full disk, on Linux")
+def test_full_disk_under_the_output_is_one_line(trained):
+    folder, _ = trained
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([sys.executable, str(ROOT / "Main_inference.py"), "woman.png"], cwd=folder, stdout=full,
+                              stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 2
+    assert done.stderr == "Main_inference.py: the disk is full; make room, or choose another folder\n"
+
+
 def wait_for(condition, seconds=120):
     while not condition():
         seconds -= 0.1
