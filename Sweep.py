@@ -146,8 +146,12 @@ class Sweep:
                     with lock:
                         self._give_back(trial)
 
+    def _end(self, trial, **outcome):
+        """Tell of a trial how it ended; SQLite may give one to two processes, and the other may have told already."""
+        self.study.tell(trial.number, skip_if_finished=True, **outcome)
+
     def _give_back(self, trial):
-        self.study.tell(trial.number, state=self.states.FAIL)
+        self._end(trial, state=self.states.FAIL)
         if parameters := self._parameters(trial):
             self.study.enqueue_trial(parameters)
 
@@ -165,13 +169,13 @@ class Sweep:
                          if other.params == trial.params and other.number < trial.number]
                 lock = None if twice else _lock(folder)  # held: by a process whose trial had no parameters yet here
                 if not lock:
-                    self.study.tell(trial, state=self.states.FAIL)
+                    self._end(trial, state=self.states.FAIL)
                     continue
                 known = self._known(trial.params, self._told())
                 if not known:
                     break
                 lock.close()
-                self.study.tell(trial, known["validation_accuracy"] or 0.0)
+                self._end(trial, values=known["validation_accuracy"] or 0.0)
             with lock:
                 child = self._start(trial.params, folder, lock)
         code = child.wait()
@@ -185,10 +189,19 @@ class Sweep:
             raise (Dataset.UserError if code == 2 else RuntimeError)(f"{folder / 'log'}: {said}")
         result = self._result(folder, code, too_big)
         Dataset.write_whole(folder / RESULT, json.dumps(result).encode())
-        trial.set_user_attr(RESULT, result)
-        self.study.tell(trial, result["validation_accuracy"] or 0.0)
+        self._complete(trial, result)
         reached = "too big for the memory" if too_big else f"{100 * result['accuracy']:.2f} %"
         return f"{reached}  {' '.join(f'{name}={value}' for name, value in trial.params.items())}"
+
+    def _complete(self, trial, result):
+        import optuna
+        value = result["validation_accuracy"] or 0.0
+        try:
+            trial.set_user_attr(RESULT, result)
+            self._end(trial, values=value)
+        except optuna.exceptions.UpdateFinishedTrialError:  # ended by another process, which found it locked
+            self.study.add_trial(optuna.create_trial(params=trial.params, distributions=self.distributions, value=value,
+                                                     user_attrs={RESULT: result}))
 
     def _start(self, parameters, folder, lock):
         """The process of a training, which holds the lock as long as it lives."""

@@ -198,6 +198,23 @@ def test_two_processes_share_the_work(stand_in, capsys):
     assert sorted(line.split("--nb-conv ")[1][0] for line in ran(stand_in)) == list("12345678")
 
 
+def test_a_trial_that_sqlite_gave_to_two_processes_ends_well(stand_in, monkeypatch, capsys):
+    grid = ["--nb-conv", "1", "2", "--storage", f"sqlite:///{stand_in}/meta.db"]
+    result = Sweep.Sweep._result
+
+    def ended_elsewhere(self, *arguments):  # by the process that finds the folder locked
+        for trial in self._trials("RUNNING"):
+            self.study.tell(trial.number, state=self.states.FAIL)
+        return result(self, *arguments)
+
+    monkeypatch.setattr(Sweep.Sweep, "_result", ended_elsewhere)
+    for out in "here", "elsewhere":  # the second shares the state alone
+        code, said, _ = sweep(capsys, *grid, "--out", out)
+        assert code == 0
+        assert [line.split() for line in said.splitlines()[-2:]] == [["1", "81.0"], ["2", "82.0"]]
+        assert len(ran(stand_in)) == 2
+
+
 def test_machines_that_share_the_state_alone_share_results_and_take_nothing_back(stand_in, monkeypatch, capsys):
     monkeypatch.setattr(Sweep, "START_SECONDS", 0.0)
     grid = ["--nb-conv", "1", "13", "2", "--storage", f"sqlite:///{stand_in}/meta.db"]
