@@ -167,7 +167,8 @@ class Sweep:
                 Dataset.make_folder(folder)
                 twice = [other for other in self._trials("COMPLETE", "RUNNING")
                          if other.params == trial.params and other.number < trial.number]
-                lock = None if twice else _lock(folder)  # held: by a process whose trial had no parameters yet here
+                # Held by a process whose trial had no parameters yet here, or that was given this very one.
+                lock = None if twice else _lock(folder)
                 if not lock:
                     self._end(trial, state=self.states.FAIL)
                     continue
@@ -194,12 +195,13 @@ class Sweep:
         return f"{reached}  {' '.join(f'{name}={value}' for name, value in trial.params.items())}"
 
     def _complete(self, trial, result):
+        """Tell the result of a trial; as one of its own where the process that was given the same one has ended it."""
         import optuna
         value = result["validation_accuracy"] or 0.0
         try:
             trial.set_user_attr(RESULT, result)
             self._end(trial, values=value)
-        except optuna.exceptions.UpdateFinishedTrialError:  # ended by another process, which found it locked
+        except optuna.exceptions.UpdateFinishedTrialError:
             self.study.add_trial(optuna.create_trial(params=trial.params, distributions=self.distributions, value=value,
                                                      user_attrs={RESULT: result}))
 
