@@ -45,10 +45,10 @@ class Options:
     grid: Annotated[str | None, dict(help='JSON file of the grid: {"nb_conv": [1, 2], "optimizer": ["sgd", "adam"]}; '
                                      "options of Main.py with one value; flags given beside it replace its lists",
                                      metavar="FILE")] = None
-    rows: Annotated[tuple, dict(help="parameters whose values are rows of the table (default: nb_block nb_conv)",
+    rows: Annotated[tuple, dict(help="parameters whose values are rows of the table ",
                                 nargs="+", metavar="NAME")] = ("nb_block", "nb_conv")
     epochs: Annotated[int, dict(help="of each training", low=1)] = 5
-    seed: Annotated[int, dict(help="of each training, and of the search", low=0, high=2**31)] = 0
+    seed: Annotated[int, dict(help="of each training, and of the search", low=0)] = 0
     search: Annotated[str, dict(help="every cell, cells at random, or those that TPE (Bergstra et al. 2011) expects "
                                 "most of, by validation accuracy", choices=["grid", "random", "tpe"])] = "grid"
     trials: Annotated[int | None, dict(help="the most trainings in all; random and TPE: 20 by default", low=1)] = None

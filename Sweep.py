@@ -6,7 +6,6 @@ is too big for the memory ends alone. The state lies in a file or a database tha
 import concurrent.futures
 import contextlib
 import datetime
-import fcntl
 import itertools
 import json
 import os
@@ -18,6 +17,11 @@ import time
 import zlib
 from pathlib import Path
 
+try:
+    import fcntl
+except ImportError:  # on Windows
+    fcntl = None
+
 import Dataset
 import Models
 
@@ -25,7 +29,7 @@ MAIN = Path(__file__).resolve().parent / "Main.py"
 RESULT = "result.json"
 START_SECONDS = 20.0  # a training that was asked for has its process by then
 NOT_LEARNED = 0.05  # a net that is not this much better than always giving the larger class's answer has not learned
-TOO_BIG = (-signal.SIGKILL, -signal.SIGABRT, -signal.SIGSEGV)  # what ends a process that finds no memory
+TOO_BIG = [-getattr(signal, name, 0) for name in ("SIGKILL", "SIGABRT", "SIGSEGV")]  # what ends it without memory
 
 
 def _lock(folder):
@@ -39,6 +43,12 @@ def _lock(folder):
     return file
 
 
+def _contents(name):
+    """What tells a database from one of other faces, wherever it lies: their number, and a checksum."""
+    dataset = Dataset.open_database(name)
+    return [dataset.nbdata, zlib.crc32(dataset.label.tobytes() + dataset.data.grey(slice(2000)).tobytes())]
+
+
 class Sweep:
     """The trainings of one net over one grid.
 
@@ -47,6 +57,8 @@ class Sweep:
     """
 
     def __init__(self, options, grid):
+        if not fcntl:
+            raise Dataset.UserError("a sweep's processes share their work as Linux and macOS do; on Windows, use WSL")
         try:
             import optuna
         except ImportError:
@@ -57,6 +69,7 @@ class Sweep:
         self.cells = [dict(zip(grid, values)) for values in itertools.product(*grid.values())]
         every = len(self.cells) if options.search == "grid" else 20
         self.total = min(options.trials or every, len(self.cells))
+        self.databases = [[*map(_contents, names)] for names in (options.train, [options.test] if options.test else [])]
         self.lock, self.children, self.stopped = threading.Lock(), set(), False
         Dataset.make_folder(options.out)
         optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -114,8 +127,7 @@ class Sweep:
     def _name(self, parameters):
         """The name of the study, or of the folder of a training: tells apart what differs in anything."""
         o = self.options
-        learned = [str(Path(name).resolve()) for name in o.train]
-        whole = json.dumps([o.net, learned, o.test, o.epochs, o.seed, parameters])
+        whole = json.dumps([o.net, self.databases, o.epochs, o.seed, parameters])
         values = [f"{name}={value}" for name, value in parameters.items() if not isinstance(value, list)]
         return "-".join([o.net, *values, f"{zlib.crc32(whole.encode()):08x}"])
 
@@ -155,12 +167,18 @@ class Sweep:
         if parameters := self._parameters(trial):
             self.study.enqueue_trial(parameters)
 
+    def _left(self):
+        """Whether there is a training to ask for. A grid has all of its cells waiting, also where fewer are wanted."""
+        if self.options.search != "grid":
+            return self._trials("WAITING") or len(self._trials("COMPLETE", "RUNNING")) < self.total
+        begun = [*(result["parameters"] for result in self.results()), *map(self._parameters, self._trials("RUNNING"))]
+        return self._trials("WAITING") and len({json.dumps(cell, sort_keys=True) for cell in begun}) < self.total
+
     def _next(self):
         """Run one training: a line about it; None where there is nothing left to do."""
         with self.lock:
             while True:
-                left = self.options.search != "grid" and len(self._trials("COMPLETE", "RUNNING")) < self.total
-                if self.stopped or not (left or self._trials("WAITING")):
+                if self.stopped or not self._left():
                     return None
                 trial = self.study.ask(self.distributions)
                 folder = self._folder(trial.params)
@@ -216,6 +234,9 @@ class Sweep:
             arguments += {"yes": [f"--{flag}"], "no": [f"--no-{flag}"]}.get(value, [f"--{flag}", str(value)])
         if (folder / "last" / Models.DESCRIPTION).exists() and any((folder / "last").glob("*.index")):
             arguments = ["--resume"]
+        else:
+            for rest in folder.glob("my_model-*"):  # of one killed before it had saved what it could be resumed from
+                rest.unlink()
         threads = str(max(1, (os.cpu_count() or 1) // o.processes))
         with open(folder / "log", "w", encoding="utf-8") as log:
             child = subprocess.Popen([sys.executable, str(MAIN), *arguments, "--logs", o.logs, "--out", str(folder)],

@@ -188,6 +188,50 @@ def test_an_interrupted_sweep_goes_on(stand_in, how, monkeypatch, capsys):
     assert sorted(line.split("--nb-conv ")[1].split()[0] for line in ran(stand_in)) == ["1", "13", "13", "2"]
 
 
+def test_an_interrupted_grid_keeps_to_fewer_trials(stand_in, capsys):
+    grid = ["--nb-conv", "1", "13", "2", "3", "4"]
+    process = start(stand_in, *grid)
+    wait_for(stand_in / "waiting")
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+    (stand_in / "go").touch()
+    assert sweep(capsys, *grid, "--trials", "3")[0] == 0
+    assert len({line.split("--nb-conv ")[1].split()[0] for line in ran(stand_in)} - {"13"}) == 3
+    assert sweep(capsys, *grid)[0] == 0
+    assert {line.split("--nb-conv ")[1].split()[0] for line in ran(stand_in)} == {"1", "13", "2", "3", "4"}
+
+
+def test_the_faces_tell_trainings_apart_not_where_they_lie(stand_in, capsys, monkeypatch):
+    (stand_in / "a").mkdir()
+    path = write_database(stand_in / "a", "faces", 10)
+    monkeypatch.chdir(stand_in / "a")
+    where = ["--out", str(stand_in / "meta"), "--nb-conv", "1"]
+    sweep(capsys, *where, "--train", path.name)
+    (stand_in / "a").rename(stand_in / "b")
+    monkeypatch.chdir(stand_in)
+    sweep(capsys, *where, "--train", "b/data_faces.bin")
+    assert len(ran(stand_in / "b")) == 1 and not ran(stand_in)
+    write_database(stand_in / "b", "faces", 10, seed=1)
+    sweep(capsys, *where, "--train", "b/data_faces.bin")
+    assert len(ran(stand_in)) == 1
+
+
+def test_a_training_killed_before_it_saved_what_it_could_be_resumed_from_begins_again(stand_in, capsys):
+    sweep(capsys, "--nb-conv", "1")
+    (folder,) = Path("checkpoints/meta").glob("densenet-*")
+    for file in (*folder.glob("*.json"), *Path("checkpoints/meta").glob("journal*")):
+        file.unlink()
+    (folder / "my_model-5.index").touch()
+    assert sweep(capsys, "--nb-conv", "1")[0] == 0
+    assert len(ran(stand_in)) == 2 and not [*folder.glob("my_model-*")]
+
+
+def test_where_processes_cannot_share_a_line_says_so(stand_in, capsys, monkeypatch):
+    monkeypatch.setattr(Sweep, "fcntl", None)
+    code, _, err = sweep(capsys, "--nb-conv", "1")
+    assert code == 2 and err.count("\n") == 1 and "on Windows, use WSL" in err
+
+
 def test_two_processes_share_the_work(stand_in, capsys):
     (stand_in / "go").touch()
     grid = ["--nb-conv", *map(str, range(1, 9)), "--storage", f"sqlite:///{stand_in}/meta.db"]
