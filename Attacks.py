@@ -91,7 +91,7 @@ class Attack:
     net    [?, 2304] in the course's scale -> [?, 2] logits
     faces  [N, 2304] uint8
     wrong  [N] int, what the net shall say of each: 0 man, 1 woman
-    steps  most passes forward and backward
+    steps  most passes forward and backward; two more go forward at the end
     mask   [2304] bool: where DX may act; everywhere by default
 
     Raises Dataset.UserError for faces, labels, steps or a mask that are not so. An attack overrides `_loss`, `_move`
@@ -248,6 +248,11 @@ def _unit(rows):
     return tf.math.divide_no_nan(rows, tf.norm(rows, axis=1, keepdims=True))
 
 
+def _turning(gradient, lead):
+    """How far along gradients [N, 2304] a linear net of such leads [N] would say both labels alike: [N]."""
+    return tf.math.divide_no_nan(tf.abs(lead), tf.norm(gradient, axis=1))
+
+
 def _falling(first, last, steps):
     """A number that falls from `first` to `last` along half a cosine: a function of the step."""
     return tf.keras.optimizers.schedules.CosineDecay(first, steps, alpha=last / first)
@@ -263,8 +268,8 @@ class Misleading(Attack):
     Under l2 each weight has a DX where the loss is least as long as the gradient of the cross entropy stays what it is:
     against that gradient, and of a length that is the inverse of the weight. What a face looks for is this length; DX
     goes a share of the way there, SHARE at first, less and less along half a cosine, as the length's changes do. Under
-    the other norms, and with a weight given, Adam trains DX. Under linf DX is also kept one grey level (without
-    rounding a twentieth) inside the smallest noise so far, as the penalty alone moves one pixel at a time.
+    the other norms, and with a weight given, Adam trains DX. Where linf looks for its weight, DX is also kept one grey
+    level (without rounding a twentieth) inside the smallest noise so far: the penalty alone moves one pixel at a time.
 
     norm   l2, l1, linf or none: which penalty keeps DX small
     weight of the penalty; None looks for it, face by face. Under none there is neither, and DX rests where a file fools
@@ -323,8 +328,7 @@ class Misleading(Attack):
         """DX a share of the way to -length x the gradient's direction; without a length yet, that of a linear net."""
         slope = tf.norm(gradient, axis=1)
         rate = 1.0 + self.length_rate(self.done)
-        length = tf.where(self.done == 0, tf.math.divide_no_nan(tf.abs(lead), slope),
-                          self.length * tf.where(fools, 1.0 / rate, rate))
+        length = tf.where(self.done == 0, _turning(gradient, lead), self.length * tf.where(fools, 1.0 / rate, rate))
         # One pixel's grey level is the least noise, all pixels from black to white the most.
         self.length.assign(tf.clip_by_value(length, 1.0 / Dataset.GREY_LEVELS, Dataset.SIDE))
         # Where both labels are alike, the cross entropy is half as steep as the lead.
@@ -462,7 +466,7 @@ class JSMA(Attack):
 
     def _move(self, gradient, lead, fools):
         way = tf.where(gradient < 0.0, Dataset.WHITE, Dataset.BLACK) - self.x
-        free = tf.cast((self.dx == 0.0) & (way != 0.0), tf.float32)
+        free = tf.cast((self.dx == 0.0) & (way != 0.0) & (gradient != 0.0), tf.float32)
         pixel = tf.one_hot(tf.argmax(tf.abs(gradient) * free, axis=1), Dataset.DIM)
         return self.dx + pixel * free * self.mask * way
 
@@ -520,6 +524,9 @@ class DDN(Attack):
     """Decoupled direction and norm (Rony et al. 2019): a step along the gradient's direction, from 1 down to 0.01 along
     half a cosine, then DX is scaled to a norm that shrinks by GAMMA where the picture fools and grows where not.
 
+    Other than in the paper the norm begins where a linear net would turn, at most at the paper's FIRST_NORM: from there
+    twenty steps could not come below a third of it.
+
     rounding  False: the net sees floats, and what it then says of the file is left to chance
     """
     GAMMA = 0.05
@@ -529,11 +536,13 @@ class DDN(Attack):
         super().__init__(net, faces, wrong, steps, mask)
         self.rounding = rounding
         self.rate = _falling(1.0, 0.01, steps)
-        self.length = tf.Variable(tf.fill([len(faces), 1], self.FIRST_NORM))
+        self.length = tf.Variable(tf.zeros([len(faces)]))
 
     def _move(self, gradient, lead, fools):
-        self.length.assign(self.length * tf.where(fools[:, None], 1.0 - self.GAMMA, 1.0 + self.GAMMA))
-        return self.length * _unit(self.dx - self.rate(self.done) * _unit(gradient))
+        first = tf.clip_by_value(_turning(gradient, lead), 1.0 / Dataset.GREY_LEVELS, self.FIRST_NORM)
+        self.length.assign(tf.where(self.done == 0, first,
+                                    self.length * tf.where(fools, 1.0 - self.GAMMA, 1.0 + self.GAMMA)))
+        return self.length[:, None] * _unit(self.dx - self.rate(self.done) * _unit(gradient))
 
 
 class SigmaZero(Attack):

@@ -66,6 +66,8 @@ def _number(kind, low=-math.inf, high=math.inf, most=math.inf):
             value = kind(text)
         except ValueError:
             raise argparse.ArgumentTypeError(f"{text!r} is not {'a whole' if kind is int else 'a'} number") from None
+        if kind is int and value >= 2**31:  # what TensorFlow counts with
+            raise argparse.ArgumentTypeError(f"{text}: too large")
         if not (low <= value < high and value <= most):
             end = f"{most:g}]" if most < high else f"{high:g})"
             expected = f"{low:g} or more" if high == most == math.inf else f"a number in [{low:g}, {end}"
@@ -141,7 +143,7 @@ def run(main, argv=None):
         sys.stdout.flush()  # here, where a full disk is a line on stderr
         return code
     except Dataset.UserError as error:
-        print(f"{script}: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"{script}: {' '.join(str(error).splitlines())}", file=sys.stderr)
     except tf.errors.ResourceExhaustedError as error:
         if os.strerror(errno.ENOSPC) in str(error):
             print(f"{script}: {FULL}", file=sys.stderr)

@@ -294,6 +294,32 @@ def open_databases(names):
     return {name: open_database(name) for name in once.values()}
 
 
+def set_apart(databases, measured=None):
+    """Leave out the faces that are measured, and those that an earlier database holds already (`10k` begins with `1k`).
+
+    databases  {name: DataSet}, as open_databases gives them;  measured  DataSet, or None
+    returns    ({name: DataSet} of those with faces left, {name: how many were left out} of those without some)
+
+    A face that one database alone holds several times stays as it is.
+    """
+    seen, kept, left_out = set(_contents(measured) if measured else ()), {}, {}
+    for name, dataset in databases.items():
+        contents = _contents(dataset)
+        rows = [row for row, content in enumerate(contents) if content not in seen]
+        seen.update(contents)
+        if rows:
+            kept[name] = dataset.subset(np.array(rows))
+        if len(rows) < dataset.nbdata:
+            left_out[name] = dataset.nbdata - len(rows)
+    return kept, left_out
+
+
+def _contents(dataset):
+    """What tells faces apart: a number for each."""
+    parts = (dataset.data.grey(slice(first, first + READ_AT_ONCE)) for first in range(0, dataset.nbdata, READ_AT_ONCE))
+    return [hash(face.tobytes()) for part in parts for face in part]
+
+
 def default_databases(folder=DATABASES):
     """The largest training database in `folder` and the largest whose name begins with `test`, as paths or None."""
     paths = sorted(filter(Path.is_file, Path(folder).glob("data_*.bin")),

@@ -95,8 +95,8 @@ def started(given):
     kind = f"from-{Path(options.start).name}" if options.start else options.net
     out = Path(options.out or f"checkpoints/{kind}-{time.strftime('%Y%m%d-%H%M%S')}")
     if any(out.rglob("*.index")):
-        raise Dataset.UserError(f"{out} holds a training already; go on with it with --resume, "
-                                "or choose another folder with --out")
+        begun = "; go on with it with --resume, or" if any((out / "last").glob("*.index")) else " that cannot go on;"
+        raise Dataset.UserError(f"{out} holds a training already{begun} choose another folder with --out")
     if options.start and (own := [name for name in ("net", "lsuv", *NET_OPTIONS) if name in given]):
         raise Dataset.UserError(f"--from goes on with the net of {options.start}; "
                                 f"leave --{own[0].replace('_', '-')} out")
@@ -159,13 +159,13 @@ def databases(options):
         Dataset.balance_groups(learned, options.balance)
     if options.traits:
         Dataset.read_traits(learned)
-    train = Dataset.DataSet.join(list(learned.values()))
-    if options.test is None:
-        return train, None
-    measured = Dataset.database_files(options.test)[0].resolve()
-    if measured in [Dataset.database_files(name)[0].resolve() for name in learned]:
-        raise Dataset.UserError(f"{options.test} is in --train and in --test; a test base holds faces never learned")
-    return train, Dataset.open_database(options.test)
+    measured = Dataset.open_database(options.test) if options.test else None
+    learned, left_out = Dataset.set_apart(learned, measured)
+    if not learned:
+        raise Dataset.UserError(f"{options.test} holds all faces of --train; a test base holds faces never learned")
+    for name, count in left_out.items():
+        print(f"{name}: {count:,} faces left out, which --test or another --train holds", file=sys.stderr)
+    return Dataset.DataSet.join(list(learned.values())), measured
 
 
 def report(trainer, options):

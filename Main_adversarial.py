@@ -61,7 +61,7 @@ class Options:
     all: Annotated[bool, dict(help="every face of a photo, the largest first: adv_<name>_1, adv_<name>_2, ...")] = False
     json: Annotated[bool, dict(help="one JSON document on stdout, nothing else")] = False
     show: Annotated[bool, dict(help="open the strip in a window where there is a display")] = True
-    seed: Annotated[int | None, dict(help="dx, pgd: of DX's start (default: 0)", low=0, high=2**31)] = None
+    seed: Annotated[int | None, dict(help="dx, pgd --random-start, --survive: of the draws (default: 0)", low=0)] = None
 
 
 def main(argv=None):

@@ -3,10 +3,10 @@
     python Main_retrain.py --from checkpoints/a --train path/to/data_16k.bin --out checkpoints/retrained
 
 Each round attacks --faces of the faces to learn, adds to them the files that mislead the net, with the right labels,
-and goes on training; it ends after --rounds, or when no file within --radius misleads the net any more. A line of the
-table is a net, the one to begin with first: of how many faces that it calls right it is misled. The nets are
-DIR/round1, DIR/round2, ..., the files DIR/data_round1.bin, ..., databases like any other. Interrupted, the same command
-goes on; with more --rounds it goes further.
+and goes on training; it ends after --rounds, or when the attack finds no file within --radius that misleads the net. A
+line of the table is a net, the one to begin with first: of how many faces that it calls right it is misled. The nets
+are DIR/round1, DIR/round2, ..., the files DIR/data_round1.bin, ..., databases like any other. Interrupted, the same
+command goes on; with more --rounds it goes further.
 """
 import sys
 
@@ -41,14 +41,14 @@ class Options:
                                                 low=1e-12)] = None
     out: Annotated[str, dict(help="folder of the nets and of the files", metavar="DIR")] = "checkpoints/retrained"
     seed: Annotated[int, dict(help="of the parts, order and augmentation; that of the net's own training keeps its "
-                              "validation faces apart", low=0, high=2**31)] = 0
+                              "validation faces apart", low=0)] = 0
 
 
 def main(argv=None):
     options = Options(**Console.parse(Options, argv, __doc__))
     Training.must_be_found(options.out)
     net = Models.load(options.start)[0]
-    train = Dataset.DataSet.join(list(Dataset.open_databases(options.train).values()))
+    train = Dataset.DataSet.join([*Dataset.set_apart(Dataset.open_databases(options.train))[0].values()])
     # Turned or scaled, the files would lose the noise that is to be learned.
     recipe = Training.Recipe(epochs=options.epochs, batch_size=options.batch_size, augment=("flip",),
                              learning_rate=options.learning_rate, start=options.start, seed=options.seed)
@@ -67,7 +67,7 @@ def main(argv=None):
         print(f"\ninterrupted, and saved in {options.out}; the same command goes on")
         return 130
     if not row["misled"]:
-        print(f"nothing within L2 {options.radius:g} grey levels misleads it any more")
+        print(f"{options.attack} finds no file within L2 {options.radius:g} grey levels that misleads it")
     print(f"net in {options.out}/round{row['round']}" if row["round"] else f"nothing learned: {options.start} stays")
     return 0
 

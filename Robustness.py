@@ -81,7 +81,7 @@ class Parts:
     """Work on faces, part by part: `for text in parts.run()`. Each part's outcome is a file, never worked out again.
 
     A part is known by all that it depends on, the net's weights and the faces too: what changed is worked out anew.
-    Attributes total and done count faces, once for each part they are in; parts is a list of (key, rows, path, work),
+    Attributes total and done count faces, once for each file they are in; parts is a list of (key, rows, path, work),
     where work(rows) is a generator of texts that returns the content of the file.
     """
 
@@ -97,9 +97,10 @@ class Parts:
             rows = np.arange(first, min(first + self.batch, len(self.faces)))
             number = fingerprint(weights, self.faces[rows], self.labels[rows], json.dumps([name, settings]))
             path = self.out / f"{name}-{first}-{number}{suffix}"
+            if path not in (other for *_, other, _ in self.parts):  # the same net may have two names
+                self.total += len(rows)
+                self.done += len(rows) if path.exists() else 0
             self.parts.append((key, rows, path, work))
-            self.total += len(rows)
-            self.done += len(rows) if path.exists() else 0
 
     def run(self):
         """Work out what is missing; yields a text after every step of an attack."""
@@ -198,7 +199,8 @@ class Transfer(Parts):
                 if rows[0] not in right:
                     right[rows[0]] = _says(ask, self.faces[rows]) == labels
                 errs = right[rows[0]] & (_says(ask, files) != labels)
-                counts[*key, name] = np.add(counts.get((*key, name), (0, 0)), (errs.sum(), right[rows[0]].sum()))
+                pair = (*key, name)
+                counts[pair] = np.add(counts.get(pair, (0, 0)), (errs.sum(), right[rows[0]].sum()))
         return counts
 
 

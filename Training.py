@@ -112,7 +112,7 @@ class Recipe:
                                          "on the validation part", low=1)] = None
     precision: Annotated[str, dict(help="compute in bfloat16, in float32, or in what this machine is built for",
                                    choices=["auto", "bfloat16", "float32"])] = "auto"
-    seed: Annotated[int, dict(help="of weights, order, augmentation, dropout", low=0, high=2**31)] = 0
+    seed: Annotated[int, dict(help="of weights, order, augmentation, dropout", low=0)] = 0
 
     def __post_init__(self):
         if "none" in self.augment and len(set(self.augment)) > 1:

@@ -46,7 +46,7 @@ class Options:
                                       f"default as many of {' '.join(DEFAULT_NAMES)} as fit", nargs="+",
                                  metavar="NAME")] = ()
     out: Annotated[str, dict(help="folder of the databases", metavar="DIR")] = str(Dataset.DATABASES)
-    seed: Annotated[int, dict(help="of the choice and order of the faces", low=0, high=2**31)] = 0
+    seed: Annotated[int, dict(help="of the choice and order of the faces", low=0)] = 0
 
 
 def main(argv=None):

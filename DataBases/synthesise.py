@@ -39,7 +39,7 @@ class Options:
     names: Annotated[tuple, dict(help="databases to write: 10k has 10,000 faces; a size may have letters before it: "
                                  "test10k", positional=True, nargs="+", metavar="NAME")]
     out: Annotated[str, dict(help="folder to write to", metavar="DIR")] = str(Dataset.DATABASES)
-    seed: Annotated[int, dict(help="of the faces", low=0, high=2**31)] = 0
+    seed: Annotated[int, dict(help="of the faces", low=0)] = 0
 
 
 def main(argv=None):

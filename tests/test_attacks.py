@@ -199,6 +199,12 @@ def test_linear_net_files_are_near_the_least_l2(linear, name, most):
     assert np.all(ratio > 0.999) and np.all(ratio < most)
 
 
+def test_linear_net_ddn_is_near_the_least_l2_after_a_few_steps(linear):
+    found = mislead(*linear, "ddn", steps=20)
+    ratio = Attacks.distances(linear[1], found.modified)["l2"] / least_noise(*linear[:2], "l2")
+    assert found.fools.all() and np.all(ratio < 1.1)
+
+
 def test_linear_net_cw_closes_in_on_the_least_constant(linear):
     """|DX|^2 + c (m - w DX) is least at DX = c w / 2, which fools from c = 2 m / |w|^2."""
     attack = search("cw", *linear)
@@ -253,6 +259,15 @@ def test_linear_net_jsma_takes_the_pixels_of_the_largest_weights(linear):
         taken = order[:np.argmax(gain > margin) + 1]
         golden[taken] = np.where(steepest(linear) > 0, 255, 0)[taken]
         np.testing.assert_array_equal(changed, golden)
+
+
+@pytest.mark.parametrize("name", ["dx", "fgsm", "pgd", "deepfool", "jsma", "ddn", "sigma-zero"])
+def test_where_no_pixel_moves_the_answer_none_is_changed(name):
+    net, faces = Linear(1, 1.0), grey_faces(2)
+    net.w *= 0.0
+    found = mislead(net, faces, [0, 0], name)
+    assert not found.fools.any()
+    np.testing.assert_array_equal(found.modified, faces)
 
 
 def test_linear_net_sigma_zero_needs_few_pixels_more_than_the_least(linear):

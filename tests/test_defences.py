@@ -189,7 +189,7 @@ def test_where_nothing_misleads_nothing_is_learned(run, database, checkpoint, in
     code, out, _ = run(Main_retrain, "--from", checkpoint, "--train", database, *COMMAND, "--radius", "1")
     assert code == 0
     assert out.splitlines()[2].split()[2:4] == ["0", "-"]
-    assert out.splitlines()[3:] == ["nothing within L2 1 grey levels misleads it any more",
+    assert out.splitlines()[3:] == ["ddn finds no file within L2 1 grey levels that misleads it",
                                     f"nothing learned: {checkpoint} stays"]
     assert not list(in_folder.rglob("data_*.bin"))
 

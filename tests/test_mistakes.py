@@ -79,6 +79,7 @@ MAIN = {
     "unknown flag": (["--epoch", "3"], "unrecognized arguments: --epoch 3"),
     "no change and a change": (["--augment", "none", "flip"], "--augment none flip: none stands alone"),
     "no epochs": (["--epochs", "0"], "--epochs: 0: expected 1 or more"),
+    "more epochs than can be counted": (["--epochs", "9" * 20], f"--epochs: {'9' * 20}: too large"),
     "half an epoch": (["--epochs", "0.5"], "'0.5' is not a whole number"),
     "a word for a number": (["--batch-size", "many"], "'many' is not a whole number"),
     "batch of none": (["--batch-size", "-4"], "--batch-size: -4: expected 1 or more"),
@@ -218,7 +219,9 @@ def test_options_that_cannot_go_together(run, in_folder, database, checkpoint):
 
 
 def test_folder_that_holds_a_training(run, in_folder, database, checkpoint):
-    refuse(run(Main, "--train", database, "--out", checkpoint), "holds a training already", "--resume")
+    refuse(run(Main, "--train", database, "--out", checkpoint), "holds a training already that cannot go on;")
+    shutil.copytree(checkpoint, in_folder / "a" / "last")
+    refuse(run(Main, "--train", database, "--out", "a"), "holds a training already; go on with it with --resume")
 
 
 def test_diverged_training(run, database):
@@ -310,6 +313,7 @@ ATTACKS = {
     "a change without a name": (["man", "--survive", "jpeg,"], "no change '' to survive"),
     "no change": (["man", "--survive"], "--survive: expected at least one argument"),
     "no steps": (["man", "--steps", "0"], "--steps: 0: expected 1 or more"),
+    "more steps than can be counted": (["man", "--steps", "2147483648"], "--steps: 2147483648: too large"),
     "box of three": (["man", "--box", "1,2,3"], "--box 1,2,3: expected X,Y,W,H"),
     "box of words": (["man", "--box", "a,b,c,d"], "expected X,Y,W,H"),
     "box outside": (["man", "--box", "40,0,10,10"], "inside 48x48"),

@@ -141,6 +141,17 @@ def test_robust_is_the_least_of_all_attacks_and_parts_join(linear, tmp_path):
     np.testing.assert_array_equal(found["robust"], np.minimum(found["deepfool"], found["fgsm"]))
 
 
+def test_a_net_of_two_names_is_attacked_once(linear, tmp_path):
+    bench = Robustness.Bench({"one": linear[0], "other": linear[0]}, *linear[1:], {"ddn": {"steps": 3}}, "l2", [],
+                             tmp_path, 4)
+    assert bench.total == 6
+    for _ in bench.run():
+        pass
+    assert bench.done == 6
+    found = bench.distances()
+    np.testing.assert_array_equal(found["one"]["ddn"], found["other"]["ddn"])
+
+
 CHANGES = {
     "weights": dict(nets={"linear": Net(2)}), "faces": dict(faces=grey_faces(6)[::-1]),
     "labels": dict(labels=np.ones(6, int)), "options": dict(attacks={"fgsm": {}, "ddn": {"steps": 9}}),

@@ -541,9 +541,54 @@ def test_filter_sizes_are_those_that_are_named(in_folder, net, given, kernels):
     assert {tuple(layer.w.shape[:2]) for layer in Training.weight_layers(built) if len(layer.w.shape) == 4} == kernels
 
 
+def write_head(database, path, count):
+    """The first faces of a database as one of their own."""
+    path.write_bytes(database.read_bytes()[:count * Dataset.DIM])
+    labels = Dataset.database_files(database)[1].read_bytes()
+    Dataset.database_files(path)[1].write_bytes(labels[:count * 8])
+
+
 def test_a_database_named_twice_is_learned_once(database):
     again = database.parent / ".." / database.parent.name / database.name
     assert Main.databases(Main.Options(train=[str(database), str(again)]))[0].nbdata == 200
+
+
+def test_what_is_measured_or_learned_already_is_left_out(database, tmp_path, capsys):
+    """`10k` begins with `1k`: whichever is tested, or named twice, no face is on both sides."""
+    head = tmp_path / "data_head.bin"
+    write_head(database, head, 60)
+    learned, measured = Main.databases(Main.Options(train=[str(database)], test=str(head)))
+    assert capsys.readouterr().err == f"{database}: 60 faces left out, which --test or another --train holds\n"
+    np.testing.assert_array_equal(learned.data.grey(), Dataset.open_database(database).data.grey()[60:])
+    np.testing.assert_array_equal(learned.label, Dataset.open_database(database).label[60:])
+    assert measured.nbdata == 60
+    learned, _ = Main.databases(Main.Options(train=[str(head), str(database)]))
+    np.testing.assert_array_equal(learned.data.grey(), Dataset.open_database(database).data.grey())
+    learned, _ = Main.databases(Main.Options(train=[str(database), str(head)]))
+    np.testing.assert_array_equal(learned.data.grey(), Dataset.open_database(database).data.grey())
+
+
+def test_groups_and_traits_follow_the_faces_that_are_left(database, tmp_path):
+    head = tmp_path / "data_head.bin"
+    write_head(database, head, 60)
+    for path, count in (database, 200), (head, 60):
+        meta = Dataset.database_files(path)[2]
+        meta = tmp_path / meta.name
+        meta.write_text("age,ethnicity\n" + "".join(f"{row % 90},{row % 5}\n" for row in range(count)))
+    for name in "data_learn.bin", "gender_learn.bin":
+        (tmp_path / name).write_bytes(database.with_name(name).read_bytes())
+    options = Main.Options(train=[str(tmp_path / "data_learn.bin")], test=str(head), balance="age", traits=0.5)
+    learned, _ = Main.databases(options)
+    whole, _ = Main.databases(dataclasses.replace(options, test=None))
+    np.testing.assert_array_equal(learned.group, whole.group[60:])
+    np.testing.assert_array_equal(learned.traits, whole.traits[60:])
+
+
+def test_a_repeated_face_of_one_database_stays(database, tmp_path):
+    twice = tmp_path / "data_twice.bin"
+    for name in "data", "gender":
+        (tmp_path / f"{name}_twice.bin").write_bytes(2 * database.with_name(f"{name}_learn.bin").read_bytes())
+    assert Main.databases(Main.Options(train=[str(twice)]))[0].nbdata == 400
 
 
 def test_ctrl_c_before_anything_was_saved_says_so(database, in_folder, monkeypatch, capsys):
