@@ -86,7 +86,7 @@ def parse(options, argv, description):
     """
     parser = _Parser(description=description, allow_abbrev=False, argument_default=argparse.SUPPRESS,
                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    hints = typing.get_type_hints(options, include_extras=True)
+    hints, positional = typing.get_type_hints(options, include_extras=True), set()
     for field in dataclasses.fields(options):
         kind, about = typing.get_args(hints[field.name])
         about = dict(about)
@@ -106,10 +106,17 @@ def parse(options, argv, description):
             about["help"] += f" (default: {default})"
         if about.pop("positional", False):
             parser.add_argument(field.name, **about)
+            positional.add(field.name)
         else:
             flag = about.pop("flag", f"--{field.name.replace('_', '-')}")
             parser.add_argument(flag, dest=field.name, **about)
-    return vars(parser.parse_args(argv))
+    given = vars(parser.parse_args(argv))
+    for name in given.keys() - positional:
+        for value in given[name] if isinstance(given[name], list) else [given[name]]:
+            if isinstance(value, str) and any("\ud800" <= letter <= "\udfff" for letter in value):
+                raise Dataset.UserError(f"{ascii(value)}: TensorFlow opens no file whose name is not UTF-8; choose "
+                                        "another name")
+    return given
 
 
 def parse_kernel(text):

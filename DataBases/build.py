@@ -22,6 +22,7 @@ import shutil
 import signal
 import threading
 import time
+import zlib
 from pathlib import Path
 from typing import Annotated
 
@@ -57,7 +58,7 @@ def main(argv=None):
     listing = sources.SOURCES[options.source](options.folder)
     names = options.names or names_that_fit(len(listing.pictures))
     check_size(options, names, [picture.label for picture in listing.pictures])
-    work, key = Path(options.out) / f".build_{options.source}", fingerprint(listing)
+    work, key = working_folder(options), fingerprint(listing)
     plan = repr((key, options.names, options.seed))
     refuse_existing(work, plan, names, options.out)
     begin(work, key)
@@ -122,6 +123,11 @@ def check_size(options, names, labels):
 
 
 # From pictures to faces, on all cores, by parts that outlast an interruption
+
+def working_folder(options):
+    """Where the parts of this set lie, and of no other that is built at the same time."""
+    return Path(options.out) / f".build_{zlib.crc32(os.fsencode(Path(options.folder).resolve())):08x}"
+
 
 def fingerprint(listing):
     """What tells a set, and what is annotated, from another: a line of text."""

@@ -92,7 +92,7 @@ def test_utkface(utkface, tmp_path, run):
     assert "skipped      1  name without age_gender_ethnicity_date: 61_3_20170109150557335.jpg.chip.jpg" in lines
     assert "skipped      1  not a picture that can be read: 9_0_1_20170111.jpg" in lines
     assert f"{tmp_path / 'out' / 'data_test12.bin'}: 12 faces, 6 men, 6 women" in lines
-    assert not (tmp_path / "out" / ".build_utkface").exists()
+    assert not [*(tmp_path / "out").glob(".*")]
 
 
 def test_fairface(tmp_path, run):
@@ -418,12 +418,36 @@ def test_parts_of_pictures_that_have_changed_are_read_anew(tmp_path, run):
     assert run("folder", folder, "--names", "38", "test10", "--out", tmp_path / "out")[0] == 2
     (tmp_path / "out").mkdir(exist_ok=True)
     listing = sources.folder(folder)
-    work = tmp_path / "out" / ".build_folder"
+    work = build.working_folder(build.Options("folder", folder, out=tmp_path / "out"))
     build.begin(work, build.fingerprint(listing))
     build.make_part(build.part(work, 0), listing.pictures[:32])
     save(folder / "man" / "0.png", portrait(500))
     code, out, _ = run("folder", folder, "--names", "20", "test10", "--out", tmp_path / "out")
     assert code == 0 and "going on" not in out
+
+
+def test_two_sets_built_at_once_do_not_mix(tmp_path, run, monkeypatch):
+    names = {"one": "20", "other": "test20"}
+    for number in range(80):
+        save(tmp_path / ("one", "other")[number % 2] / ("man", "woman")[number // 2 % 2] / f"{number}.png",
+             portrait(number))
+
+    def command(folder, out):
+        return run("folder", tmp_path / folder, "--names", names[folder], "--out", tmp_path / out)
+
+    for folder in names:
+        assert command(folder, "apart")[0] == 0
+    read, begun = build.run, []
+
+    def meanwhile(todo):
+        yield from read(todo)
+        if not begun:
+            begun.append(True)
+            assert command("other", "together")[0] == 0
+
+    monkeypatch.setattr(build, "run", meanwhile)
+    assert command("one", "together")[0] == 0
+    assert contents(tmp_path / "together") == contents(tmp_path / "apart")
 
 
 def test_all_cores_give_what_one_gives(tmp_path, run, monkeypatch):

@@ -893,6 +893,11 @@ GROUP_ERRORS = {
     "semicolons": (b"age;ethnicity\n1;1\n2;2\n", "expected the columns age,ethnicity .* of age;ethnicity"),
     "age in words": (b"age,ethnicity\n1,1\nforty,2\n", "numbers, or empty; .*forty"),
     "ethnicity in words": (b"age,ethnicity\n1,White\n40,2\n", "numbers, or empty; .*White"),
+    "age below zero": (b"age,ethnicity\n1,1\n-1,2\n", r"face 1 has age -1 and ethnicity 2; expected years, and 0 to 4 "
+                       r"\(White, Black, Asian, Indian, other\), empty where unknown"),
+    "ethnicities from one": (b"age,ethnicity\n1,1\n40,5\n", "face 1 has age 40 and ethnicity 5"),
+    "half an ethnicity": (b"age,ethnicity\n1,1.5\n40,2\n", "face 0 has age 1 and ethnicity 1.5"),
+    "an ethnicity without age": (b"age,ethnicity\n1,1\n,-1\n", "face 1 has age nan and ethnicity -1"),
     "not text": (b"age,ethnicity\n1,1\n\xff\xfe,2\n", "not a text file"),
 }
 

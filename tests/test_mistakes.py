@@ -146,6 +146,20 @@ def test_name_that_is_no_text(run, in_folder, checkpoint):
     assert code == 0 and out.startswith(r"\udcff.raw: ")
 
 
+@pytest.mark.parametrize("script, arguments", [
+    (Main, ["--train", "DATABASE", "--out"]), (Main, ["--train", "DATABASE", "--logs"]), (Main, ["--train"]),
+    (Main_inference, ["face.raw", "--checkpoint"]), (Main_robustness, ["DATABASE", "--checkpoint"])])
+def test_folder_whose_name_tensorflow_cannot_open(run, in_folder, database, script, arguments):
+    (in_folder / "face.raw").write_bytes(bytes(Dataset.DIM))
+    arguments = [database if argument == "DATABASE" else argument for argument in arguments]
+    refuse(run(script, *arguments, os.fsdecode(b"data_\xff.bin")), "TensorFlow opens no file whose name is not UTF-8")
+    assert files(in_folder) == [in_folder / "face.raw"]
+
+
+def test_a_blank_in_a_name_is_told_as_it_is(run, in_folder):
+    refuse(run(Main_inference, "a  b.png"), "a  b.png: no such file")
+
+
 def test_a_notebook_s_stdout_is_written_to(in_folder, checkpoint):
     (in_folder / "face.raw").write_bytes(bytes(Dataset.DIM))
     with contextlib.redirect_stdout(io.StringIO()) as out:
