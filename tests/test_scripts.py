@@ -2,6 +2,8 @@
 import json
 import math
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -90,6 +92,18 @@ def test_importing_a_script_starts_nothing(tmp_path):
                           capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert not [path for path in tmp_path.iterdir() if path.name != "__pycache__"]
+
+
+def test_the_oldest_python_that_is_promised_reads_every_file(tmp_path):
+    oldest = re.search(r'requires-python = ">=(.*)"', (ROOT / "pyproject.toml").read_text())[1]
+    python = shutil.which(f"python{oldest}")
+    if not python or subprocess.run([python, "-c", ""], capture_output=True).returncode:
+        pytest.skip(f"no Python {oldest} here")
+    code = "import sys; [compile(open(path, encoding='utf-8').read(), path, 'exec') for path in sys.argv[1:]]"
+    files = [path for folder in (".", "DataBases", "benchmarks", "pretrained", "tests")
+             for path in (ROOT / folder).glob("*.py")]
+    done = subprocess.run([python, "-c", code, *files], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_mistake_is_one_line_without_traceback(tmp_path):
