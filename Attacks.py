@@ -524,8 +524,8 @@ class DDN(Attack):
     """Decoupled direction and norm (Rony et al. 2019): a step along the gradient's direction, from 1 down to 0.01 along
     half a cosine, then DX is scaled to a norm that shrinks by GAMMA where the picture fools and grows where not.
 
-    Other than in the paper the norm begins where a linear net would turn, at most at the paper's FIRST_NORM: from there
-    twenty steps could not come below a third of it.
+    Other than in the paper the norm begins where a linear net would turn, at most at the paper's FIRST_NORM, and changes
+    by 4 / steps where that is more: twenty steps of the paper's could not come below a third of FIRST_NORM.
 
     rounding  False: the net sees floats, and what it then says of the file is left to chance
     """
@@ -535,13 +535,13 @@ class DDN(Attack):
     def __init__(self, net, faces, wrong, steps=300, rounding=True, mask=None):
         super().__init__(net, faces, wrong, steps, mask)
         self.rounding = rounding
-        self.rate = _falling(1.0, 0.01, steps)
+        self.rate, self.gamma = _falling(1.0, 0.01, steps), min(max(self.GAMMA, 4.0 / steps), 0.5)
         self.length = tf.Variable(tf.zeros([len(faces)]))
 
     def _move(self, gradient, lead, fools):
         first = tf.clip_by_value(_turning(gradient, lead), 1.0 / Dataset.GREY_LEVELS, self.FIRST_NORM)
         self.length.assign(tf.where(self.done == 0, first,
-                                    self.length * tf.where(fools, 1.0 - self.GAMMA, 1.0 + self.GAMMA)))
+                                    self.length * tf.where(fools, 1.0 - self.gamma, 1.0 + self.gamma)))
         return self.length[:, None] * _unit(self.dx - self.rate(self.done) * _unit(gradient))
 
 
