@@ -256,13 +256,19 @@ class Retraining:
     recipe   Training.Recipe of each round
     attack, options, radius  as Misled takes them;  count  faces a round, drawn anew from the learned ones
     out      folder: data_round1.bin, gender_round1.bin are the files found in the first round, round1/ is the net that
-             learned them; what is there already is not done again
+             learned them; what is there already is not done again. UserError where it is of another retraining
     """
 
     def __init__(self, net, learned, validation, recipe, attack, options, radius, count, out):
         self.net, self.learned, self.validation, self.recipe = net, learned, validation, recipe
         self.attack, self.options, self.radius, self.count = attack, options, radius, count
         self.out, self.found = Path(out), []  # a DataSet for each round
+        origin = fingerprint(net_fingerprint(net), learned.label, learned.data.grey(slice(2000)),
+                             json.dumps([dataclasses.asdict(recipe), attack, options, radius, count]))
+        self.description = json.dumps(json.loads(net.description) | {"retraining": origin}, indent=1)
+        for saved in self.out.glob(f"round*/{Models.DESCRIPTION}"):
+            if saved.read_text(encoding="utf-8") != self.description:
+                raise Dataset.UserError(f"{self.out}: holds a retraining with other options; choose another --out")
 
     def run(self, rounds, work, learn):
         """Go on until so many rounds are done or nothing misleads the newest net.
@@ -271,7 +277,6 @@ class Retraining:
         "median": L2 of their files in grey levels, NaN without any, "validation": accuracy without noise}.
 
         work, learn  run a Misled, and a Trainer, to its end
-        Raises UserError where `out` holds another retraining.
         """
         for number in range(rounds + 1):
             search = self._search()
@@ -295,17 +300,12 @@ class Retraining:
 
     def _training(self, name, files, labels):
         """The training of the next net, which begins with the newest: a Trainer, where an earlier run left it."""
-        origin = fingerprint(net_fingerprint(self.net), files, labels, json.dumps(dataclasses.asdict(self.recipe)))
-        description = json.dumps(json.loads(self.net.description) | {"retraining": origin}, indent=1)
-        saved = self.out / name / Models.DESCRIPTION
-        if saved.exists() and saved.read_text(encoding="utf-8") != description:
-            raise Dataset.UserError(f"{self.out / name}: of a retraining with other options; choose another --out")
         data, gender, _ = Dataset.database_files(self.out / f"data_{name}.bin")
         Dataset.write_whole(gender, np.eye(2, dtype="<f4")[labels].tobytes())
         Dataset.write_whole(data, files.tobytes())
         self.found.append(Dataset.open_database(data))
         return _begun(Training.Trainer(self.net, Dataset.DataSet.join([self.learned, *self.found]), self.validation,
-                                       None, self.recipe, self.out / name, None, description))
+                                       None, self.recipe, self.out / name, None, self.description))
 
 
 def substitute(victim, dataset, net, out):

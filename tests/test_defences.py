@@ -180,9 +180,10 @@ def test_interrupted_it_goes_on_and_ends_as_if_never_interrupted(run, database, 
     nets = [Models.load(f"{folder}/round2")[0] for folder in ("whole", "cut")]
     for one, other in zip(*(net.variables for net in nets), strict=True):
         np.testing.assert_array_equal(one, other)
+    monkeypatch.setattr(Robustness.Retraining, "run", lambda *_: pytest.fail("it attacks first"))
     code, _, err = run(Main_retrain, *command, "--out", "cut", "--learning-rate", "0.1")
     assert code == 2
-    assert err == "Main_retrain.py: cut/round1: of a retraining with other options; choose another --out\n"
+    assert err == "Main_retrain.py: cut: holds a retraining with other options; choose another --out\n"
 
 
 def test_where_nothing_misleads_nothing_is_learned(run, database, checkpoint, in_folder):
