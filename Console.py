@@ -9,6 +9,7 @@ import dataclasses
 import errno
 import io
 import itertools
+import json
 import math
 import os
 import shutil
@@ -188,6 +189,25 @@ def is_last(folder):
 def is_of_main(folder):
     """Whether what trains in a folder is Main.py, whose options its network.json holds."""
     return '"training":' in (folder / Models.DESCRIPTION).read_text(encoding="utf-8", errors="replace")
+
+
+def newest_training():
+    """The folder under checkpoints/ whose training by Main.py saved last what it can be resumed from."""
+    begun = [folder for folder in Path("checkpoints").rglob("last")
+             if is_last(folder) and any(folder.glob("*.index")) and is_of_main(folder)]
+    if not begun:
+        raise Dataset.UserError("no training under checkpoints/ to go on with; name its folder with --out")
+    return max(begun, key=lambda folder: folder.stat().st_mtime).parent
+
+
+def logs_of(out, logs, resume):
+    """The folder in `logs` of a training whose checkpoint is in `out`: the one that it began with, where it goes on,
+    else one that holds no other training's."""
+    if resume:
+        began = json.loads((out / "last" / Models.DESCRIPTION).read_text(encoding="utf-8"))
+        return Path(logs) / began.get("logs", out.name)  # earlier versions did not note it
+    names = itertools.chain([out.name], (f"{out.name}-{number}" for number in itertools.count(2)))
+    return next(folder for folder in (Path(logs) / name for name in names) if not folder.exists())
 
 
 def claim(folder):

@@ -159,7 +159,7 @@ class BatchNorm(_Layer):
     """Batch normalisation over all axes but the last (Ioffe and Szegedy 2015): [..., N] -> [..., N].
 
     Training: (x - mean) / sqrt(variance + epsilon) * gamma + beta with the batch's own moments, and
-    average <- decay * average + (1 - decay) * moment. Otherwise the same with the averages.
+    average <- decay * average + (1 - decay) * moment. Otherwise, and always if decay is 1, the same with the averages.
     Attributes gamma, beta (trained), mean, variance (moving averages), each [N] float32.
     """
 
@@ -168,7 +168,7 @@ class BatchNorm(_Layer):
         self.decay, self.epsilon = decay, epsilon
 
     def __call__(self, x, log_summary=False, training=False):
-        depth = x.shape[-1]
+        depth, training = x.shape[-1], training and self.decay < 1.0
         if not hasattr(self, "gamma"):
             with tf.init_scope():
                 for name, first in ("gamma", tf.ones), ("beta", tf.zeros), ("mean", tf.zeros), ("variance", tf.ones):

@@ -33,6 +33,8 @@ class Options(Training.Recipe):
     nb_block: Annotated[int | None, dict(help="blocks (stages) of the net", low=1, high=7)] = None
     nb_conv: Annotated[int | None, dict(help="convolutions (residual blocks) a block", low=1)] = None
     nb_filter: Annotated[int | None, dict(help="filters a convolution", low=1)] = None
+    output_dim: Annotated[int | None, dict(help="depth after a block of densenet (default: 32)", low=1)] = None
+    activation: Annotated[str | None, dict(help="of hidden layers", choices=list(Layers.ACTIVATIONS))] = None
     dropout: Annotated[float | None, dict(help="share of values set to zero when training", low=0, high=1)] = None
     batchnorm: Annotated[bool | None, dict(help="normalise each layer over the batch")] = None
     filter_size: Annotated[tuple, dict(help="kernel width, or height x width, of the convolutions in turn: 5, or "
@@ -46,7 +48,10 @@ class Options(Training.Recipe):
     resume: Annotated[bool, dict(help="go on with the interrupted training of --out, by default the newest")] = False
 
 
-NET_OPTIONS = ("nb_block", "nb_conv", "nb_filter", "dropout", "batchnorm", "filter_size", "initializer")
+NET_OPTIONS = ("nb_block", "nb_conv", "nb_filter", "output_dim", "activation", "dropout", "batchnorm", "filter_size",
+               "initializer")
+NEEDS = {"teaching": "teacher", "freeze": "start", "adversarial_steps": "adversarial",
+         "adversarial_rise": "adversarial"}  # what does nothing without another option
 HEADER = "   step  epoch    loss    train  valid.     test  images/s     left"
 
 
@@ -64,8 +69,9 @@ def main(argv=None):
         return range_test(net, learned, options, teacher)
     if not (options.out or options.resume):
         out = Console.claim(out)
-    logs = None if options.logs == "none" else Path(options.logs) / out.name
-    description = json.dumps(json.loads(net.description) | {"training": dataclasses.asdict(options)}, indent=1)
+    logs = None if options.logs == "none" else Console.logs_of(out, options.logs, options.resume)
+    description = json.dumps(json.loads(net.description) | {"training": dataclasses.asdict(options)}
+                             | ({"logs": logs.name} if logs else {}), indent=1)
     trainer = Training.Trainer(net, learned, validation, test, options, out, logs, description, teacher)
     if options.resume:
         trainer.resume()
@@ -92,6 +98,10 @@ def main(argv=None):
 def started(given):
     """Options and folder of a new training."""
     options = Options(**given)
+    for name, needed in NEEDS.items():
+        if name in given and needed not in given:
+            raise Dataset.UserError(f"--{name.replace('_', '-')} does nothing without "
+                                    f"--{needed.replace('start', 'from')}; add that, or leave it out")
     kind = f"from-{Path(options.start).name}" if options.start else options.net
     out = Path(options.out or f"checkpoints/{kind}-{time.strftime('%Y%m%d-%H%M%S')}")
     if any(out.rglob("*.index")):
@@ -108,11 +118,7 @@ def resumed(given):
     if "out" in given:
         out = Path(given["out"])
     else:
-        begun = [folder for folder in Path("checkpoints").rglob("last")
-                 if Console.is_last(folder) and any(folder.glob("*.index")) and Console.is_of_main(folder)]
-        if not begun:
-            raise Dataset.UserError("no training under checkpoints/ to go on with; name its folder with --out")
-        out = max(begun, key=lambda folder: folder.stat().st_mtime).parent
+        out = Console.newest_training()
     saved = out / "last" / Models.DESCRIPTION
     try:
         options = Options(**json.loads(saved.read_text(encoding="utf-8"))["training"])

@@ -47,6 +47,7 @@ FALLS = {             # name: share of the peak learning rate when the share t o
 }
 LOSSES = {            # name: loss of each face, from labels and probabilities [N, 2]
     "cross-entropy": lambda labels, p: -tf.reduce_sum(labels * tf.math.log(p), 1),
+    "squared-error": lambda labels, p: tf.reduce_sum(tf.square(labels - p), 1),  # slide "Minimum Mean Squared Error"
     # Zhang and Sabuncu 2018, q = 0.7: between cross entropy and the absolute error, which wrong labels mislead least
     "generalized": lambda labels, p: (1.0 - tf.reduce_sum(labels * p, 1) ** 0.7) / 0.7,
     # Reed et al. 2015, soft bootstrapping: the net's own answer is a twentieth of the label
@@ -220,7 +221,7 @@ def scheduled_rate(recipe, step, total):
 
     It rises in a line over the first share `warm_up` of the steps, then falls as FALLS says.
     """
-    done = (tf.cast(step, tf.float32) + 1.0) / total
+    done = (tf.cast(step, tf.float32) + 1.0) / max(total, 2)  # a training of one step learns too
     falling = tf.clip_by_value((done - recipe.warm_up) / (1.0 - recipe.warm_up), 0.0, 1.0)
     rising = tf.minimum(done / recipe.warm_up, 1.0) if recipe.warm_up else 1.0
     return peak_rate(recipe) * tf.minimum(rising, FALLS[recipe.schedule](falling))
@@ -249,7 +250,7 @@ def learning_variables(net, freeze):
     if freeze >= len(layers):
         raise Dataset.UserError(f"--freeze {freeze}: the net has {len(layers)} layers with weights; one must learn")
     for part in {part for layer in layers[:freeze] for part in layer.submodules if isinstance(part, Layers.BatchNorm)}:
-        part.decay = 1.0  # its averages stay too
+        part.decay = 1.0  # its averages stay too, and are used, as when the net is asked: what follows learns on those
     frozen = {id(variable) for layer in layers[:freeze] for variable in layer.trainable_variables}
     return [variable for variable in net.trainable_variables if id(variable) not in frozen]
 
@@ -305,7 +306,7 @@ def _scores(name, labels, logits, loss):
               f"{name}_cross_entropy": float(tf.reduce_mean(tf.nn.softmax_cross_entropy_with_logits(labels, logits)))}
     if loss == "cross-entropy":
         return scores
-    return scores | {f"{name}_{loss}": float(tf.reduce_mean(LOSSES[loss](labels, _probabilities(logits))))}
+    return scores | {f"{name}_{loss.replace('-', '_')}": float(tf.reduce_mean(LOSSES[loss](labels, _probabilities(logits))))}
 
 
 def _must_be_finite(step, values):
@@ -615,7 +616,7 @@ class Trainer:
             options = dataclasses.asdict(self.recipe) | {"learning_rate": peak_rate(self.recipe)}
             hparams.hparams({name: value if isinstance(value, (bool, int, float, str)) else " ".join(map(str, value))
                              for name, value in options.items() if value is not None and name not in NOT_COMPARED},
-                            trial_id=self.out.name)
+                            trial_id=self.logs.name)
         return writers
 
     def _write_summaries(self, row, writers):

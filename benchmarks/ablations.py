@@ -174,7 +174,7 @@ def main(argv=None):
     with multiprocessing.get_context("spawn").Pool(options.processes, maxtasksperchild=8) as pool:
         if options.pretraining:
             pool.apply(learn, (options, "pretraining", 0, options.pretraining))
-        pool.map(work, [(options, "base", seed) for seed in range(options.seeds)], 1)  # the teachers
+        pool.map(work, [(options, "base", seed) for seed in range(max(options.seeds, 3))], 1)  # three teach
         jobs = [(options, row, seed) for row in rows if row in ROWS for seed in range(options.seeds)]
         results = {}
         for row, accuracy in pool.imap(work, jobs, 1):

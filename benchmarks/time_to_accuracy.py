@@ -73,6 +73,7 @@ class Clock:
 
 def course(net, train, clock):
     optimizer, ask, step = tf.optimizers.Adam(1e-3), tf.function(lambda x: net(x)), 0
+    clock.started = time.monotonic()
     while True:
         x, y = train.NextTrainingBatch()
         with tf.GradientTape() as tape:

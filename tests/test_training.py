@@ -323,6 +323,7 @@ P = math.exp(2) / (math.exp(2) + 1)  # what logits (2, 0) say of the first class
 @pytest.mark.parametrize("changes, expected", [
     ({}, -(0.95 * math.log(P) + 0.05 * math.log(1 - P))), ({"label_smoothing": 0.0}, -math.log(P)),
     ({"loss": "generalized", "label_smoothing": 0.0}, (1 - P**0.7) / 0.7),
+    ({"loss": "squared-error", "label_smoothing": 0.0}, 2 * (1 - P)**2),
     ({"loss": "bootstrap", "label_smoothing": 0.0},
      -((0.95 + 0.05 * P) * math.log(P) + 0.05 * (1 - P) * math.log(1 - P))),
     ({"l1": 0.01, "label_smoothing": 0.0}, -math.log(P) + 0.01)])
@@ -398,6 +399,41 @@ def test_frozen_layers_keep_their_moving_averages(database, tmp_path):
     finish(training)
     np.testing.assert_array_equal(first.mean, before[0])
     assert np.any(second.mean != before[1])
+
+
+@pytest.mark.parametrize("net, freeze", [("convnet", 2), ("resnet", 3)])
+def test_what_follows_frozen_layers_learns_on_what_it_is_asked_about(database, tmp_path, net, freeze):
+    """Frozen BatchNorm uses its averages in training too, as measures and inference do."""
+    training = trainer(database, tmp_path, recipe=dataclasses.replace(RECIPE, freeze=freeze, averaging=0.0), net=net,
+                       nb_filter=4, batchnorm=True)
+    frozen = Training.weight_layers(training.net)[:freeze]
+    for layer in frozen:
+        layer.bn.mean.assign(tf.random.normal(layer.bn.mean.shape))
+    sequence = training.net.sequence()
+    last = max(i for i, layer in enumerate(sequence) if isinstance(layer, tf.Module) and {frozen[-1]} & {
+        layer, *layer.submodules})
+    x = tf.constant(training.train.data[:5])
+    np.testing.assert_array_equal(training.net(x, False, True, last=last + 1), training.net(x, last=last + 1))
+
+
+def test_a_training_of_one_step_learns(database, tmp_path):
+    training = trainer(database, tmp_path, recipe=dataclasses.replace(RECIPE, epochs=1, batch_size=1000))
+    before = [variable.numpy() for variable in training.variables]
+    finish(training)
+    assert training.total == 1
+    assert any(np.any(variable != value) for variable, value in zip(training.variables, before, strict=True))
+
+
+def test_trainings_of_one_name_have_logs_of_their_own(database, in_folder, capsys):
+    common = ["--train", str(database), "--net", "small", "--epochs", "1"]
+    for out, logs in ("a/run", "run"), ("b/run", "run-2"):
+        assert Console.run(Main.main, [*common, "--out", out]) == 0
+        assert f"checkpoints in {out}, summaries in logs/{logs}\n" in capsys.readouterr().out
+    before = {path: path.stat().st_size for path in (in_folder / "logs" / "run").rglob("events*")}
+    assert before
+    assert Console.run(Main.main, ["--resume", "--out", "b/run", "--epochs", "2"]) == 0
+    assert "checkpoints in b/run, summaries in logs/run-2\n" in capsys.readouterr().out
+    assert {path: path.stat().st_size for path in (in_folder / "logs" / "run").rglob("events*")} == before
 
 
 def test_frozen_layers_keep_their_weights(database, tmp_path):
@@ -712,7 +748,7 @@ def test_learns_real_faces(in_folder):
 
 def test_without_databases_named_it_takes_the_largest_and_the_test_base(in_folder, monkeypatch, capsys):
     for name, count in ("1k", 40), ("10k", 80), ("test10k", 120):
-        write_database(in_folder, name, count)
+        write_database(in_folder, name, count, seed=count)
     monkeypatch.setattr(Dataset.default_databases, "__defaults__", (in_folder,))
     assert Console.run(Main.main, ["--net", "small", "--epochs", "1", "--out", "run", "--logs", "none"]) == 0
     out = capsys.readouterr().out
