@@ -78,8 +78,8 @@ def test_every_training_of_the_recipe_is_one_that_main_understands(learn):
 
 
 def test_the_whole_recipe_runs_and_runs_again(learn, in_folder, monkeypatch, capsys):
-    for name in "16k", "aaf", "scut", "test4k":
-        write_database(in_folder, name, 40)
+    for seed, name in enumerate(("16k", "aaf", "scut", "test4k")):
+        write_database(in_folder, name, 40, seed)
     for name, (learned, measured, _, start, teachers) in learn.TRAININGS.items():
         recipe = ["--epochs", "1", *([] if start else ["--net", "perceptron"])]
         monkeypatch.setitem(learn.TRAININGS, name, (learned, measured, recipe, start, teachers))
