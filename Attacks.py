@@ -525,8 +525,8 @@ class DDN(Attack):
     """Decoupled direction and norm (Rony et al. 2019): a step along the gradient's direction, from 1 down to 0.01 along
     half a cosine, then DX is scaled to a norm that shrinks by GAMMA where the picture fools and grows where not.
 
-    Other than in the paper the norm begins where a linear net would turn, at most at the paper's FIRST_NORM, and changes
-    by 4 / steps where that is more: twenty steps of the paper's could not come below a third of FIRST_NORM.
+    Other than in the paper the norm begins where a linear net would turn, at most at the paper's FIRST_NORM, and
+    changes by 4 / steps where that is more: twenty steps of the paper's could not come below a third of FIRST_NORM.
 
     rounding  False: the net sees floats, and what it then says of the file is left to chance
     """

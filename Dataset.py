@@ -350,8 +350,8 @@ def read_groups(path, nbdata):
     wrong = (age < 0) | ~(np.isnan(ethnicity) | np.isin(ethnicity, range(len(ETHNICITIES))))
     if wrong.any():
         row = int(wrong.argmax())
-        raise DataError(f"{path}: face {row} has age {age[row]:g} and ethnicity {ethnicity[row]:g}; expected years, and "
-                        f"0 to {len(ETHNICITIES) - 1} ({', '.join(ETHNICITIES)}), empty where unknown")
+        raise DataError(f"{path}: face {row} has age {age[row]:g} and ethnicity {ethnicity[row]:g}; expected years, "
+                        f"and 0 to {len(ETHNICITIES) - 1} ({', '.join(ETHNICITIES)}), empty where unknown")
     age = np.floor(age)
     ages = {f"{low}-{high}": (age >= low) & (age <= high) for low, high in AGE_BANDS[:-1]}
     ages[f"{AGE_BANDS[-1][0]}+"] = age >= AGE_BANDS[-1][0]

@@ -29,7 +29,7 @@ MAIN = Path(__file__).resolve().parent / "Main.py"
 RESULT = "result.json"
 START_SECONDS = 20.0  # a training that was asked for has its process by then
 NOT_LEARNED = 0.05  # a net that is not this much better than always giving the larger class's answer has not learned
-TOO_BIG = [-getattr(signal, name, 0) for name in ("SIGKILL", "SIGABRT", "SIGSEGV")]  # what ends it without memory
+TOO_BIG = (-signal.SIGKILL, -signal.SIGABRT, -signal.SIGSEGV) if fcntl else ()  # what ends it without memory
 
 
 def _lock(folder):

@@ -306,7 +306,8 @@ def _scores(name, labels, logits, loss):
               f"{name}_cross_entropy": float(tf.reduce_mean(tf.nn.softmax_cross_entropy_with_logits(labels, logits)))}
     if loss == "cross-entropy":
         return scores
-    return scores | {f"{name}_{loss.replace('-', '_')}": float(tf.reduce_mean(LOSSES[loss](labels, _probabilities(logits))))}
+    values = LOSSES[loss](labels, _probabilities(logits))
+    return scores | {f"{name}_{loss.replace('-', '_')}": float(tf.reduce_mean(values))}
 
 
 def _must_be_finite(step, values):
