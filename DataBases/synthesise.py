@@ -97,6 +97,7 @@ class Source:
 
     def __init__(self, seed, model=None, teacher=None):
         self.seed = seed
+        Training.make_deterministic(seed)  # a GPU's operations too: the labels hang on them
         self.model = faces.load(MODEL) if model is None else model
         nets = [Models.load(path)[0] for path in (LABELLER, SHIPPED)] if teacher is None else [teacher]
         self.first, *self.others = map(_compiled, nets)
