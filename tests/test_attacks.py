@@ -517,3 +517,79 @@ def test_box_by_hand():
     mask = Attacks.box_mask((3, 5, 2, 4)).reshape(48, 48)
     assert mask.sum() == 8
     assert mask[5:9, 3:5].all()
+
+
+@pytest.mark.parametrize("survive, kept", [((), 1), (("light",), 2)])
+def test_what_is_kept_is_the_closest_and_of_survivors_the_last_that_fools(survive, kept):
+    attack = Attacks.build("dx", Linear(1, 40.0), grey_faces(1), [0], survive=survive)
+    for noise, fools in (1, True), (2, True), (3, False):
+        attack._keep(attack.x + noise / 256, tf.constant([fools]))
+    np.testing.assert_array_equal(attack.best, attack.x + kept / 256)
+
+
+@pytest.mark.parametrize("lead, fooled", [(0.5 * Attacks.MARGIN, 0), (2.0 * Attacks.MARGIN, 1)])
+def test_a_picture_fools_by_a_margin(lead, fooled):
+    attack = Attacks.build("dx", lambda x: [[0.0, lead]] + 0.0 * x[:, :2], grey_faces(1), [1], steps=2)
+    assert [state["fooled"] for state in attack.run()] == [fooled, fooled]
+
+
+def test_pushed_faces_begin_at_a_point_that_the_seed_determines():
+    net, x = Linear(1, 40.0), tf.constant(Dataset.to_float(grey_faces(2)))
+    one, again, other = (Attacks.push(net, x, [0, 0], 1.0, 2, (0, seed)).numpy() for seed in (1, 1, 2))
+    np.testing.assert_array_equal(one, again)
+    assert np.abs(one - other).max() > 1e-4
+
+
+def test_a_face_that_is_misled_is_left_as_it_is():
+    net, faces = Linear(1, 40.0), grey_faces(2)
+    attack = Attacks.build("pgd", net, faces, [1, 0], norm="l2", radius=1.0, steps=3)  # the first is called so already
+    attack.step()
+    assert not np.any(attack.dx[0]) and np.any(attack.dx[1])
+
+
+def test_a_survivors_gradient_is_the_mean_in_which_what_fools_least_weighs_most():
+    net, wrong = Linear(1, 40.0), tf.constant([0, 0], tf.int64)
+    x = tf.constant(Dataset.to_float(grey_faces(2)))
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        logits = Attacks.Survivor(net, wrong, ["light"], 5)(x, tf.constant(6))
+        lead = tf.reduce_sum(logits[:, 0] - logits[:, 1])
+    draws = Attacks.LIGHT * tf.random.stateless_uniform([2, 4], [5, 7 * 3], -1.0, 1.0)[0].numpy()
+    seen = Attacks.changed(x, "light", [5, 7 * 3], 4)
+    leads = -np.stack([net(x)[:, 1], *(net(view)[:, 1] for view in seen)])
+    share = np.exp(-leads / (leads.std(0) + Attacks.MARGIN))
+    share /= share.sum(0)
+    factor = share[0] + (share[1:] * (1 + draws[:, None])).sum(0)
+    np.testing.assert_allclose(tape.gradient(lead, x), -factor[:, None] * net.w.numpy()[:, 0], rtol=1e-3, atol=1e-4)
+
+
+def test_the_seed_moves_what_a_survivor_draws():
+    attack = Attacks.build("dx", Linear(1, 40.0), grey_faces(1), [0], survive=("light",), seed=5)
+    assert attack.ask.seed == 5
+
+
+def test_survival_is_measured_on_changes_that_no_search_has_drawn():
+    face = grey_faces(1)
+    files = Attacks._changed_files(face[0], "light", 4)
+    for step in range(30):
+        drawn = Attacks.changed(tf.constant(Dataset.to_float(face)), "light", [0, step], 4)[:, 0]
+        assert np.any(files != Dataset.to_grey(drawn)), step
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_the_seed_moves_pgds_start_in_every_ball(norm):
+    points = []
+    for seed in 3, 4:
+        attack = Attacks.build("pgd", Linear(1, 40.0), grey_faces(1), [0], norm=norm, random_start=True, seed=seed)
+        attack.step()
+        points.append(attack.dx.numpy())
+    assert np.abs(points[0] - points[1]).max() > 1e-3
+
+
+@pytest.mark.parametrize("norm", ["l2", "l1", "linf"])
+def test_the_weight_that_is_given_stays_and_the_one_looked_for_moves(norm):
+    for given in 7.0, None:
+        attack = Attacks.build("dx", Linear(1, 40.0), grey_faces(1), [0], norm=norm, weight=given, steps=3)
+        first = float(attack.weight[0])
+        attack.step()
+        assert (float(attack.weight[0]) == first) is (given is not None)

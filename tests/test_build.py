@@ -522,3 +522,34 @@ def test_celeba_without_the_attribute(tmp_path, run):
         (tmp_path / "list_attr_celeba.txt").write_text(text)
         code, _, err = run("celeba", tmp_path, "--out", tmp_path / "out")
         assert code == 2 and "list_attr_celeba.txt: no attribute Male" in err
+
+
+def test_large_groups_are_learned_where_small_ones_suffice_to_test():
+    labels, group = np.arange(400) % 2, np.r_[np.zeros(50, int), np.arange(1, 351)]
+    for seed in range(8):
+        assert 0 not in group[build.choose(("100", "test100"), labels, group, seed)["test100"]]
+
+
+def test_the_seed_of_a_build_chooses_the_faces(tmp_path, monkeypatch):
+    many(tmp_path / "mine", 40)
+    monkeypatch.setattr(build.sys, "argv", ["build.py"])
+    for seed in "0", "1":
+        assert Console.run(build.main, ["folder", str(tmp_path / "mine"), "--names", "20", "test10", "--seed", seed,
+                                        "--out", str(tmp_path / seed)]) == 0
+    assert (tmp_path / "0/data_20.bin").read_bytes() != (tmp_path / "1/data_20.bin").read_bytes()
+
+
+def test_fairfaces_annotations_are_the_databases():
+    assert {race: Dataset.ETHNICITIES[code] for race, code in sources.FAIRFACE_RACES.items()} == {
+        "White": "White", "Black": "Black", "East Asian": "Asian", "Southeast Asian": "Asian", "Indian": "Indian",
+        "Latino_Hispanic": "other", "Middle Eastern": "other"}
+    for band, age in sources.FAIRFACE_AGES.items():
+        low, high = band.split("-") if "-" in band else (70, 70)
+        assert int(low) <= age <= int(high)
+
+
+def test_utkfaces_pictures_that_are_no_chips_are_searched(monkeypatch):
+    monkeypatch.setattr(photo, "installed", lambda: True)
+    monkeypatch.setattr(photo, "find", lambda picture: [])
+    assert sources.utkface_chip(Image.new("RGB", (90, 60))) is None
+    assert sources.utkface_chip(Image.new("RGB", (60, 60))).shape == (48, 48)

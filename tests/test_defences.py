@@ -213,3 +213,42 @@ def test_mistakes_are_one_line(run, database, checkpoint, in_folder, more, witho
     code, out, err = run(Main_retrain, *command, *more)
     assert (code, out) == (2, "") and err.count("\n") == 1 and words in err, err
     assert not list(in_folder.iterdir())
+
+
+@pytest.fixture
+def retraining(database, checkpoint, tmp_path):
+    parts = Training.split(Dataset.open_database(database), 0.1, 0)
+    return Robustness.Retraining(Models.load(checkpoint)[0], *parts, RECIPE, "ddn", {"steps": 6}, 900.0, 40, tmp_path)
+
+
+def test_each_round_attacks_faces_of_its_own_with_the_options_given(retraining, monkeypatch):
+    asked, build = [], Attacks.build
+    monkeypatch.setattr(Attacks, "build", lambda *given, **options: asked.append(options) or build(*given, **options))
+    searches = []
+    for _ in range(2):
+        searches.append(retraining._search())
+        retraining.found.append(None)
+    first, second = ({face.tobytes() for face in search.faces} for search in searches)
+    assert first != second
+    for _ in searches[0].run():
+        pass
+    assert asked and all(options == {"steps": 6} for options in asked)
+
+
+def test_each_round_learns_the_files_of_all_rounds_beside_the_faces(retraining):
+    files, count = grey_faces(5), retraining.learned.nbdata
+    one = retraining._training("round1", files[:3], np.array([0, 1, 0]))
+    two = retraining._training("round2", files[3:], np.array([1, 1]))
+    assert (one.train.nbdata, two.train.nbdata) == (count + 3, count + 5)
+    np.testing.assert_array_equal(two.train.data.grey(slice(count, None)), files)
+
+
+def test_the_next_round_begins_with_the_best_weights(retraining):
+    retraining.recipe = dataclasses.replace(RECIPE, epochs=1)
+
+    def work(search):
+        for _ in search.run():
+            pass
+    list(retraining.run(1, work, finish))
+    for one, other in zip(retraining.net.variables, Models.load(retraining.out / "round1")[0].variables, strict=True):
+        np.testing.assert_array_equal(one, other)

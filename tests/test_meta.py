@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-pytest.importorskip("optuna")
+optuna = pytest.importorskip("optuna")
 
 import Console
 import Dataset
@@ -340,3 +340,57 @@ def test_real_trainings_write_hparams_and_can_be_used(database, in_folder, capsy
     written = [path.read_bytes() for path in Path("logs/meta").glob("*/validation/*")]
     assert len(written) == 2 and all(b"nb_filter" in events and b"find_lr" not in events for events in written)
     assert all(json.loads((folder / "metrics.json").read_text())["test"]["faces"] == 60 for folder in folders)
+
+
+def test_another_seed_is_another_training(stand_in, database, capsys):
+    for more in [], ["--seed", "3", "--epochs", "7"], ["--epochs", "7"]:
+        sweep(capsys, "--nb-conv", "1", "--train", str(database), *more)
+    assert ["--epochs 5 --seed 0", "--epochs 7 --seed 3", "--epochs 7 --seed 0"] == [
+        line[line.index("--epochs"):][:19].strip() for line in ran(stand_in)]
+
+
+def test_another_test_base_is_another_training(stand_in, database, capsys):
+    sweep(capsys, "--nb-conv", "1", "--train", str(database))
+    sweep(capsys, "--nb-conv", "1", "--train", str(database), "--test", str(database.with_name("data_test.bin")))
+    assert len(ran(stand_in)) == 2
+
+
+def test_the_order_of_a_grid_does_not_matter(stand_in, capsys):
+    for order in {"optimizer": ["adam"], "dropout": [0.1]}, {"dropout": [0.1], "optimizer": ["adam"]}:
+        (stand_in / "grid.json").write_text(json.dumps(order))
+        sweep(capsys, "--grid", "grid.json")
+    assert len(ran(stand_in)) == 1
+
+
+@pytest.mark.parametrize("search", ["random", "tpe"])
+def test_a_search_looks_at_the_validation_part_alone(stand_in, database, capsys, search, monkeypatch):
+    made, create = [], optuna.create_study
+    monkeypatch.setattr(optuna, "create_study", lambda **options: made.append(create(**options)) or made[-1])
+    sweep(capsys, "--nb-conv", "2", "--test", str(database.with_name("data_test.bin")), "--search", search)
+    assert made[-1].best_value == pytest.approx(0.83)  # the test base's is 0.82
+    assert isinstance(made[-1].sampler, optuna.samplers.TPESampler) is (search == "tpe")
+    (saved,) = Path("checkpoints/meta").glob("*/result.json")
+    result = {"accuracy": 0.82, "validation_accuracy": 0.83, "learned": True}
+    assert json.loads(saved.read_text()) == pytest.approx(result)
+
+
+def test_a_training_that_can_be_resumed_is(stand_in, capsys):
+    sweep(capsys, "--nb-conv", "1")
+    (folder,) = Path("checkpoints/meta").glob("densenet-*")
+    for file in (*folder.glob("*.json"), *Path("checkpoints/meta").glob("journal*")):
+        file.unlink()
+    (folder / "last").mkdir()
+    (folder / "last" / "network.json").touch()
+    (folder / "last" / "my_model-5.index").touch()
+    (folder / "my_model-5.index").touch()
+    sweep(capsys, "--nb-conv", "1")
+    assert ran(stand_in)[-1].startswith("--resume ") and (folder / "my_model-5.index").exists()
+
+
+@pytest.mark.parametrize("search", ["random", "tpe"])
+def test_a_search_of_one_seed_asks_for_the_same_cells(stand_in, capsys, search):
+    for out in "one", "other":
+        sweep(capsys, "--nb-conv", *map(str, range(1, 7)), "--nb-filter", "4", "8", "--search", search, "--trials", "4",
+              "--out", out)
+    cells = [line.partition(" --logs")[0] for line in ran(stand_in)]
+    assert len(cells) == 8 and cells[:4] == cells[4:]

@@ -495,3 +495,47 @@ def test_learning_shows_the_accuracy_when_attacked(database, in_folder, capsys):
     assert lines[3].endswith("left   attacked") and len(lines[3]) == len(lines[4])
     row = json.loads((in_folder / "run" / "metrics.json").read_text())["curve"][-1]
     assert lines[4].split()[-2] == f"{100 * row['attacked_accuracy']:.2f}"
+
+
+def test_files_of_other_steps_are_made_anew(checkpoint, in_folder, capsys):
+    few = write_database(in_folder, "few", 4)
+    for steps in "2", "5":
+        assert Console.run(Main_robustness.main, [str(few), "--checkpoint", str(checkpoint), "--transfer",
+                                                  "--radii", "100", "--steps", steps]) == 0
+    parts = [path.read_bytes() for path in in_folder.glob("robustness/parts/*.bin")]
+    assert len(parts) == 2 and parts[0] != parts[1]
+
+
+def test_each_victim_has_a_substitute_of_its_own(checkpoint, database, tmp_path):
+    nets = [Models.load(checkpoint)[0] for _ in range(2)]
+    nets[1].fc.b.assign_add([9.0, 0.0])
+    faces = Dataset.open_database(database, nbdata=40)
+    outs = {Robustness.substitute(net, faces, "perceptron", tmp_path).out for net in nets}
+    assert len(outs) == 2
+
+
+def test_adversarial_training_pushes_so_many_steps_with_draws_of_each_step(database, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(Attacks, "push", lambda net, x, wrong, radius, steps, seed: (
+        asked.append((steps, tuple(map(int, seed)))) or x))
+    training = trainer(database, tmp_path, recipe=ADVERSARIAL)
+    for seed in (0, 1), (0, 2):
+        training._learn(seed, tf.zeros([1, Dataset.DIM]), tf.constant([[1.0, 0.0]]))
+    assert {steps for steps, _ in asked} == {ADVERSARIAL.adversarial_steps}
+    assert len({seed for _, seed in asked} | {(0, 1), (0, 2)}) == 4  # not dropout's either
+
+
+def test_files_of_another_ball_are_made_anew(checkpoint, tmp_path):
+    net, done = Models.load(checkpoint)[0], []
+    for radius in 300.0, 600.0, 600.0:
+        misled = Robustness.Misled(net, grey_faces(2), np.array([0, 1]), "pgd", {"steps": 2}, radius, tmp_path, 4)
+        done.append(misled.done)
+        for _ in misled.run():
+            pass
+    assert done == [0, 0, 2]
+
+
+@pytest.mark.parametrize("norm, noise", [("l2", 48.0), ("l1", 2304.0), ("linf", 1.0)])
+def test_the_balls_of_fgsm_reach_as_far_as_the_distance(norm, noise):
+    (run,) = Robustness._runs("fgsm", norm, [5.0 * noise])
+    assert run == {"radius": pytest.approx(5.0 / 256)}

@@ -429,3 +429,24 @@ def test_an_error_does_not_stand_behind_the_bar(in_folder, checkpoint, monkeypat
     told = "".join(terminal)
     assert told.rpartition("\x1b[K")[2].endswith("none.png: no such file\n") and "pictures/s" in told
     assert told.rpartition("\x1b[K")[0].endswith("\r")
+
+
+def test_the_report_of_a_database_by_hand(tmp_path):
+    faces = np.zeros((7, Dataset.DIM), np.uint8)
+    faces[:, 0] = [0, 0, 0, 255, 255, 0, 0]  # said: three men, two women, two men
+    path = tmp_path / "data_some.bin"
+    faces.tofile(path)
+    np.eye(2, dtype="<f4")[[0, 0, 0, 0, 1, 1, 1]].tofile(tmp_path / "gender_some.bin")
+    (tmp_path / "meta_some.csv").write_text("age,ethnicity\n" + "30,0\n" * 3 + "4,2\n" * 4)
+    answer = Main_inference.measure(str(path), Dataset.open_database(path),
+                                    lambda x: tf.stack([-x[:, 0], x[:, 0]], 1))
+    assert answer["confusion"] == [[3, 1], [2, 1]] and answer["correct"] == 4
+    assert answer["accuracy"] == pytest.approx(4 / 7)
+    assert answer["balanced_accuracy"] == pytest.approx((3 / 4 + 1 / 3) / 2)
+    assert answer["groups"]["age"] == {"0-5": {"faces": 4, "correct": 1, "accuracy": 0.25},
+                                       "16-30": {"faces": 3, "correct": 3, "accuracy": 1.0},
+                                       "16+": {"faces": 3, "correct": 3, "accuracy": 1.0}}
+    assert [line.split() for line in Main_inference.table(answer)[1:6]] == [
+        ["as", "annotated", "said", "man", "said", "woman"], ["man", "3", "1"], ["woman", "2", "1"],
+        ["age", "faces", "accuracy"], ["0-5", "4", "25.00", "%"]]
+    assert "accuracy 57.14 %  (4 of 7), balanced 54.17 %" in Main_inference.table(answer)[0]

@@ -2,6 +2,7 @@
 import dataclasses
 import json
 import math
+import os
 import shutil
 import signal
 import sys
@@ -755,3 +756,140 @@ def test_without_databases_named_it_takes_the_largest_and_the_test_base(in_folde
     assert "76 faces to learn, 4 to validate, 120 to test" in out
     assert out.splitlines()[-1].endswith(" of 120)")
     assert not (in_folder / "logs").exists()
+
+
+def test_split_depends_on_the_seed(database):
+    one, other = (set(Training.split(Dataset.open_database(database), 0.1, seed)[1].data.rows) for seed in (3, 4))
+    assert one != other
+
+
+@pytest.mark.parametrize("change, rows, columns", [
+    ("shift", (-2, 2), (-2, 2)), ("scale", (-0.7, 0.7), (0, 0)), ("rotation", (0, 0), (-1.3, 1.3))])
+def test_a_dot_moves_to_all_sides_and_by_parts_of_pixels(change, rows, columns):
+    face = np.zeros((48, 48), np.uint8)
+    face[10:13, 22:25] = 255
+    x = changed(np.tile(face.reshape(1, -1), (50, 1)), [change]) + 0.5
+    moved = [(x.sum(axis) * np.arange(48)).sum(1) / x.sum((1, 2)) - first for axis, first in ((2, 11), (1, 23))]
+    for way, (low, high) in zip(moved, (rows, columns)):
+        assert way.min() <= low and way.max() >= high
+    assert max(np.abs(way - np.rint(way)).max() for way in moved) > 0.2
+    if change == "shift":
+        assert abs(np.corrcoef(moved)[0, 1]) < 0.5
+
+
+def test_every_step_has_draws_of_its_own_that_the_seed_determines(database, tmp_path):
+    training = trainer(database, tmp_path, recipe=dataclasses.replace(RECIPE, seed=5))
+    assert [seed.numpy().tolist() for seed, *_ in training.batches(3)] == [[5, step] for step in range(3, 12)]
+
+
+def test_the_loss_of_traits_has_its_weight(database, tmp_path):
+    targets = np.zeros((4, 12), np.float32)
+    targets[:, [0, 3, 8]] = 1.0  # at first the head says each band and ethnicity alike: log 5 each
+    faces = tf.zeros([4, Dataset.DIM])
+    losses = [float(with_traits(database, tmp_path / str(share), share).learn([0, 0], faces, targets))
+              for share in (0.1, 0.3)]
+    assert losses[1] - losses[0] == pytest.approx(0.2 * 2 * math.log(5), rel=1e-3)
+
+
+def test_the_loss_of_a_row_is_the_mean_since_the_row_before(database, tmp_path):
+    training, losses = trainer(database, tmp_path), []
+
+    def learn(*arguments, whole=training.learn):
+        losses.append(float(whole(*arguments)))
+        return losses[-1]
+    training.learn = learn
+    finish(training)
+    assert [row["loss"] for row in training.curve] == pytest.approx(np.reshape(losses, [2, 6]).mean(1), rel=1e-4)
+
+
+def test_other_pixels_are_other_faces(database, tmp_path):
+    interrupt_at(trainer(database, tmp_path / "out"), 3)
+    path = write_database(tmp_path, "learn", 200, seed=7)  # the same labels
+    with pytest.raises(Dataset.UserError, match="no longer those"):
+        trainer(path, tmp_path / "out", test=None).resume()
+
+
+def test_seconds_add_up_over_rows_and_over_a_resume(database, tmp_path):
+    training = trainer(database, tmp_path)
+    training.seconds = 1000.0
+    interrupt_at(training, 8)
+    assert training.curve[0]["seconds"] > 1000 and training.seconds > training.curve[0]["seconds"]
+    resumed = trainer(database, tmp_path)
+    resumed.resume()
+    assert resumed.seconds == training.seconds
+    assert finish(resumed).curve[-1]["seconds"] > training.seconds
+
+
+def test_parameters_counts_what_learns_without_batchnorms_averages(database, tmp_path):
+    training = trainer(database, tmp_path, net="convnet", nb_block=1, nb_conv=1, nb_filter=4, batchnorm=True)
+    averages = [variable for variable in training.net.variables if not variable.trainable]
+    assert averages
+    assert training.result()["parameters"] == sum(math.prod(v.shape) for v in training.net.variables) - sum(
+        math.prod(v.shape) for v in averages)
+
+
+def test_precision_is_what_is_asked_for():
+    assert Training.compute_dtype("bfloat16") == tf.bfloat16 and Training.compute_dtype("float32") == tf.float32
+
+
+def test_long_epochs_are_measured_amid(database, tmp_path, monkeypatch):
+    monkeypatch.setattr(Training, "MEASURE_STEPS", 4)
+    assert [row["step"] for row in finish(trainer(database, tmp_path)).curve] == [4, 8, 12]
+
+
+def test_batchnorms_averages_are_averaged_in_their_own_place():
+    net = Models.build("convnet", nb_block=1, nb_conv=1, nb_filter=4, batchnorm=True)
+    average = Training.Average(net, 0.9)
+    for variable in net.variables:
+        variable.assign_add(tf.ones_like(variable))
+    before = [variable.numpy() for variable in net.variables]
+    average.update(tf.constant(1))
+    with average.in_place():
+        for variable, value in zip(net.variables, before, strict=True):
+            np.testing.assert_allclose(variable, value - 0.1, atol=1e-5)
+
+
+def test_images_per_second_by_a_stopped_clock(database, tmp_path, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(Training.time, "monotonic", lambda: now[0])
+    training = trainer(database, tmp_path)
+
+    def learn(*arguments, whole=training.learn):
+        now[0] += 2.0
+        return whole(*arguments)
+    training.learn = learn
+    finish(training)
+    assert [row["seconds"] for row in training.curve] == [12.0, 24.0]
+    assert [row["images_per_second"] for row in training.curve] == pytest.approx([190 / 6 / 2.0] * 2)
+
+
+def test_main_takes_seed_and_share_of_validation(database, in_folder, monkeypatch):
+    asked = []
+    monkeypatch.setattr(Training, "make_deterministic", lambda seed: asked.append(seed))
+
+    def split(dataset, *given):
+        asked.append(given)
+        raise KeyboardInterrupt
+    monkeypatch.setattr(Training, "split", split)
+    command = ["--train", str(database), "--validation", "0.2", "--seed", "7", "--out", "run"]
+    assert Console.run(Main.main, command) == 130
+    assert asked == [7, (0.2, 7)]
+
+
+def test_find_lr_advises_a_tenth_of_the_rate_of_the_least_loss(monkeypatch, capsys):
+    monkeypatch.setattr(Training, "find_rate", lambda *_: iter([(1e-3, 0.7), (2e-2, 0.4), (0.3, 1.5)]))
+    Main.range_test(None, None, None, None)
+    assert capsys.readouterr().out.endswith("least loss at 2.0e-02; choose about a tenth of that: "
+                                            "--learning-rate 2.0e-03\n")
+
+
+def test_resume_takes_the_newest_training(in_folder):
+    for name, when in ("b", 100), ("c", 300), ("a", 200):
+        last = in_folder / "checkpoints" / name / "last"
+        last.mkdir(parents=True)
+        for folder in last, last.parent:
+            (folder / "network.json").write_text(json.dumps({"training": {"seed": when}}))
+        (last / "my_model-1.index").touch()
+        os.utime(last, (when, when))
+    options, out = Main.resumed({"resume": True})
+    assert out == Path("checkpoints/c") and options.seed == 300
