@@ -206,15 +206,20 @@ def logs_of(out, logs, resume):
     if resume:
         began = json.loads((out / "last" / Models.DESCRIPTION).read_text(encoding="utf-8"))
         return Path(logs) / began.get("logs", out.name)  # earlier versions did not note it
-    names = itertools.chain([out.name], (f"{out.name}-{number}" for number in itertools.count(2)))
-    return next(folder for folder in (Path(logs) / name for name in names) if not folder.exists())
+    return next(folder for folder in _numbered(Path(logs) / out.name) if not folder.exists())
+
+
+def _numbered(folder):
+    """A folder, then the same with the numbers 2, 3, ... at its name's end."""
+    yield folder
+    for number in itertools.count(2):
+        yield folder.with_name(f"{folder.name}-{number}")
 
 
 def claim(folder):
     """Make a folder, with a number where another training has just made that one: its path."""
     Dataset.make_folder(folder.parent)
-    for number in itertools.count(1):
-        claimed = folder if number == 1 else folder.with_name(f"{folder.name}-{number}")
+    for claimed in _numbered(folder):
         try:
             claimed.mkdir()
             return claimed

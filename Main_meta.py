@@ -45,7 +45,7 @@ class Options:
     grid: Annotated[str | None, dict(help='JSON file of the grid: {"nb_conv": [1, 2], "optimizer": ["sgd", "adam"]}; '
                                      "options of Main.py with one value; flags given beside it replace its lists",
                                      metavar="FILE")] = None
-    rows: Annotated[tuple, dict(help="parameters whose values are rows of the table ",
+    rows: Annotated[tuple, dict(help="parameters whose values are rows of the table",
                                 nargs="+", metavar="NAME")] = ("nb_block", "nb_conv")
     epochs: Annotated[int, dict(help="of each training", low=1)] = 5
     seed: Annotated[int, dict(help="of each training, and of the search", low=0)] = 0

@@ -263,8 +263,8 @@ class Retraining:
         self.net, self.learned, self.validation, self.recipe = net, learned, validation, recipe
         self.attack, self.options, self.radius, self.count = attack, options, radius, count
         self.out, self.found = Path(out), []  # a DataSet for each round
-        origin = fingerprint(net_fingerprint(net), learned.label, learned.data.grey(slice(2000)),
-                             json.dumps([dataclasses.asdict(recipe), attack, options, radius, count]))
+        origin = fingerprint(net_fingerprint(net), json.dumps([learned.checksum(), dataclasses.asdict(recipe), attack,
+                                                               options, radius, count]))
         self.description = json.dumps(json.loads(net.description) | {"retraining": origin}, indent=1)
         for saved in self.out.glob(f"round*/{Models.DESCRIPTION}"):
             if saved.read_text(encoding="utf-8") != self.description:

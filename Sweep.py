@@ -43,12 +43,6 @@ def _lock(folder):
     return file
 
 
-def _contents(name):
-    """What tells a database from one of other faces, wherever it lies: their number, and a checksum."""
-    dataset = Dataset.open_database(name)
-    return [dataset.nbdata, zlib.crc32(dataset.label.tobytes() + dataset.data.grey(slice(2000)).tobytes())]
-
-
 class Sweep:
     """The trainings of one net over one grid.
 
@@ -69,7 +63,8 @@ class Sweep:
         self.cells = [dict(zip(grid, values)) for values in itertools.product(*grid.values())]
         every = len(self.cells) if options.search == "grid" else 20
         self.total = min(options.trials or every, len(self.cells))
-        self.databases = [[*map(_contents, names)] for names in (options.train, [options.test] if options.test else [])]
+        self.databases = [[Dataset.open_database(name).checksum() for name in names]
+                          for names in (options.train, filter(None, [options.test]))]
         self.lock, self.children, self.stopped = threading.Lock(), set(), False
         Dataset.make_folder(options.out)
         optuna.logging.set_verbosity(optuna.logging.ERROR)

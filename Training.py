@@ -10,7 +10,6 @@ import math
 import signal
 import tempfile
 import time
-import zlib
 from pathlib import Path
 from typing import Annotated
 
@@ -376,7 +375,7 @@ class Trainer:
         train.seed = recipe.seed
         sample = train.subset(np.arange(min(train.nbdata, MEASURED_TRAINING_FACES)))
         self.measured = {"train": sample, "validation": validation} | ({"test": test} if test else {})
-        self.fingerprint = zlib.crc32(train.label.tobytes() + sample.data.grey().tobytes())
+        self.fingerprint = train.checksum()
         self.steps_per_epoch = math.ceil(train.nbdata / recipe.batch_size)
         self.total = recipe.epochs * self.steps_per_epoch
         self.faces_per_step = train.nbdata / self.steps_per_epoch  # the last batch of an epoch may be shorter

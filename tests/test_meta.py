@@ -216,12 +216,18 @@ def test_the_faces_tell_trainings_apart_not_where_they_lie(stand_in, capsys, mon
     assert len(ran(stand_in)) == 1
 
 
-def test_a_training_killed_before_it_saved_what_it_could_be_resumed_from_begins_again(stand_in, capsys):
+def killed_training(capsys):
+    """The folder of a training that had saved its best weights when it was killed with its sweep."""
     sweep(capsys, "--nb-conv", "1")
     (folder,) = Path("checkpoints/meta").glob("densenet-*")
     for file in (*folder.glob("*.json"), *Path("checkpoints/meta").glob("journal*")):
         file.unlink()
     (folder / "my_model-5.index").touch()
+    return folder
+
+
+def test_a_training_killed_before_it_saved_what_it_could_be_resumed_from_begins_again(stand_in, capsys):
+    folder = killed_training(capsys)
     assert sweep(capsys, "--nb-conv", "1")[0] == 0
     assert len(ran(stand_in)) == 2 and not [*folder.glob("my_model-*")]
 
@@ -375,14 +381,10 @@ def test_a_search_looks_at_the_validation_part_alone(stand_in, database, capsys,
 
 
 def test_a_training_that_can_be_resumed_is(stand_in, capsys):
-    sweep(capsys, "--nb-conv", "1")
-    (folder,) = Path("checkpoints/meta").glob("densenet-*")
-    for file in (*folder.glob("*.json"), *Path("checkpoints/meta").glob("journal*")):
-        file.unlink()
+    folder = killed_training(capsys)
     (folder / "last").mkdir()
     (folder / "last" / "network.json").touch()
     (folder / "last" / "my_model-5.index").touch()
-    (folder / "my_model-5.index").touch()
     sweep(capsys, "--nb-conv", "1")
     assert ran(stand_in)[-1].startswith("--resume ") and (folder / "my_model-5.index").exists()
 
