@@ -8,6 +8,7 @@ import csv
 import inspect
 import io
 import mmap
+import operator
 import os
 import warnings
 import zlib
@@ -74,6 +75,9 @@ class FaceArray(np.lib.mixins.NDArrayOperatorsMixin):
     def __len__(self):
         return len(self.rows)
 
+    def __repr__(self):
+        return f"<FaceArray of {len(self)} faces, [{len(self)}, {DIM}] float32 in the course's scale>"
+
     @property
     def shape(self):
         return len(self.rows), DIM
@@ -115,6 +119,10 @@ class FaceArray(np.lib.mixins.NDArrayOperatorsMixin):
         if name.startswith("_") or not hasattr(np.ndarray, name):
             raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
         return getattr(np.asarray(self), name)
+
+
+for _name in "add", "sub", "mul", "truediv", "matmul":  # as NumPy's own arrays, these leave a tf.Variable its part
+    setattr(FaceArray, f"__{_name}__", lambda faces, other, act=getattr(operator, _name): act(np.asarray(faces), other))
 
 
 def give_back(mapped):
@@ -202,14 +210,25 @@ class DataSet:
         return self.data[rows], self.label[rows]
 
     def logits(self, model):
-        """What `model` says of all faces, a batch at a time: [nbdata, 2] float32.
+        """What `model` says of all faces, a batch at a time: [nbdata, 2] float32. Raises DataError for any other shape.
 
         model  called as model(x), model(x, False) or model(x, False, False), as its signature asks
         """
         flags = [False] * (len(_required_parameters(model)) - 1)
-        starts = range(0, self.nbdata, self.batchSize)
-        return np.concatenate([np.asarray(model(self.data[start:start + self.batchSize], *flags), np.float32)
-                               for start in starts])
+        batches = (slice(start, min(start + self.batchSize, self.nbdata))
+                   for start in range(0, self.nbdata, self.batchSize))
+        logits = np.concatenate([np.asarray(model(self.data[batch], *flags), np.float32) for batch in batches])
+        if logits.shape != (self.nbdata, 2):
+            raise DataError(f"the net answers {list(logits.shape)} about {self.nbdata} faces; expected two numbers a "
+                            "face, one for man and one for woman")
+        return logits
+
+    def answers(self, model):
+        """The label that `model` (called as `logits` does) says of each face: [nbdata] int, 0 man, 1 woman.
+
+        Raises UserError where it answers with no number.
+        """
+        return finite(self.logits(model)).argmax(1)
 
     def checksum(self):
         """What tells these faces from others, wherever they lie: of all labels and the first faces."""
@@ -217,7 +236,7 @@ class DataSet:
 
     def mean_accuracy(self, model):
         """The share of all faces, in [0, 1], that `model` (called as `logits` does) labels as annotated."""
-        return float(np.mean(self.logits(model).argmax(1) == self.label.argmax(1)))
+        return float(np.mean(self.logits(model).argmax(1) == self.label[:self.nbdata].argmax(1)))
 
 
 def finite(logits):
@@ -454,7 +473,8 @@ def _to_8_bit(picture):
         scales |= {255.0: 1.0, 65535.0: 1.0 / 257.0}
         most = values.max(initial=0) / 1.05  # resampling overshoots
         fits = [scale for white, scale in scales.items() if most <= white]
-        if not fits or not np.isfinite(values).all():
+        darker = fits and -fits[0] * values.min(initial=0) > 0.05 * 255
+        if not fits or darker or not np.isfinite(values).all():
             raise ValueError("its grey levels are neither 0 to 1, nor 0 to 255, nor 0 to 65535")
         values = values * fits[0]
         if "transparency" in picture.info:

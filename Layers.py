@@ -140,6 +140,8 @@ class conv(_WeightLayer):
         self.stride = stride
 
     def __call__(self, x, log_summary=False, training=False, pool=tf.identity):
+        if len(x.shape) != 4 or hasattr(self, "w") and x.shape[3] != self.w.shape[2]:  # TensorFlow aborts, or groups
+            raise ValueError(f"layer {self.name}: got {x.shape}, expected [?, H, W, N] as unflat makes, N as at first")
         return self._apply(lambda x, w: tf.nn.conv2d(x, w, self.stride, "SAME"), x, self.kernel, log_summary, training,
                            pool)
 
@@ -168,7 +170,7 @@ class BatchNorm(_Layer):
         self.decay, self.epsilon = decay, epsilon
 
     def __call__(self, x, log_summary=False, training=False):
-        depth, training = x.shape[-1], training and self.decay < 1.0
+        depth, training = x.shape[-1], bool(training) and self.decay < 1.0
         if not hasattr(self, "gamma"):
             with tf.init_scope():
                 for name, first in ("gamma", tf.ones), ("beta", tf.zeros), ("mean", tf.zeros), ("variance", tf.ones):
@@ -176,6 +178,7 @@ class BatchNorm(_Layer):
         if not training and tf.config.list_physical_devices("GPU"):  # its fused kernel has no deterministic gradient
             return tf.nn.batch_normalization(x, self.mean, self.variance, self.beta, self.gamma, self.epsilon)
         image = x if len(x.shape) == 4 else tf.reshape(x, [-1, 1, 1, depth])
+        image = tf.cast(image, tf.float32) if x.dtype == tf.float64 else image  # the fused kernel knows no float64
         y, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(
             x=image, scale=self.gamma, offset=self.beta, mean=[] if training else self.mean,
             variance=[] if training else self.variance, epsilon=self.epsilon, is_training=training)
@@ -185,7 +188,7 @@ class BatchNorm(_Layer):
             variance *= (count - 1.0) / count
             self.mean.assign_sub((1.0 - self.decay) * (self.mean - mean))
             self.variance.assign_sub((1.0 - self.decay) * (self.variance - variance))
-        return tf.reshape(y, tf.shape(x))
+        return tf.cast(tf.reshape(y, tf.shape(x)), x.dtype)
 
 
 class DenseBlock(_Layer):

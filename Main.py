@@ -77,7 +77,8 @@ def main(argv=None):
         trainer.resume()
     print(f"{options.net}, {trainer.result()['parameters']:,} parameters; {learned.nbdata:,} faces to learn, "
           f"{validation.nbdata:,} to validate, {test.nbdata if test else 0:,} to test")
-    print(f"{options.epochs} epochs of {trainer.steps_per_epoch} steps, {trainer.dtype.name}")
+    print(f"{options.epochs} epoch{'s' if options.epochs > 1 else ''} of {trainer.steps_per_epoch} steps, "
+          f"{trainer.dtype.name}")
     print(f"checkpoints in {out}" + (f", summaries in {logs}" if logs else ""))
     try:
         report(trainer, options)
@@ -105,11 +106,13 @@ def started(given):
     kind = f"from-{Path(options.start).name}" if options.start else options.net
     out = Path(options.out or f"checkpoints/{kind}-{time.strftime('%Y%m%d-%H%M%S')}")
     if any(out.rglob("*.index")):
-        begun = "; go on with it with --resume, or" if any((out / "last").glob("*.index")) else " that cannot go on;"
+        begun = "; go on with it with --resume, or" if Training.can_resume(out) else " that cannot go on;"
         raise Dataset.UserError(f"{out} holds a training already{begun} choose another folder with --out")
     if options.start and (own := [name for name in ("net", "lsuv", *NET_OPTIONS) if name in given]):
         raise Dataset.UserError(f"--from goes on with the net of {options.start}; "
                                 f"leave --{own[0].replace('_', '-')} out")
+    if options.lsuv and "initializer" in given:
+        raise Dataset.UserError("--lsuv draws the first weights its own way; leave --initializer out")
     return synthesise.with_databases(options), out
 
 

@@ -131,7 +131,7 @@ def transfer(options, nets, dataset, queries):
         training = Robustness.substitute(net, queries, options.substitute, Path(options.out) / "substitutes")
         Console.learn(training, "substitute")
         attacked[f"substitute of {name}"] = pupil = Models.load(training.out)[0]
-        says, repeats = (dataset.logits(tf.function(lambda x: asked(x))).argmax(1) for asked in (net, pupil))
+        says, repeats = (dataset.answers(tf.function(lambda x: asked(x))) for asked in (net, pupil))
         print(f"substitute of {name}: {options.substitute}, {queries.nbdata} queries, agrees with it on "
               f"{100 * np.mean(says == repeats):.2f} % of the faces")
     made = Robustness.Transfer(attacked, faces, labels, options.norm, options.radii, options.steps or 40, options.out,

@@ -108,8 +108,7 @@ class ConvNet(Network):
             self.list += [Layers.conv(f"b{i}_cv{j}", depth, next(sizes), 1, dropout, **layer)
                           for j, depth in enumerate(block)]
             self.list.append(Layers.maxpool(f"b{i}_pool", 2))
-        self.list.append(Layers.flat())
-        self.list += [_fc(f"fc{i}", width, layer) for i, width in enumerate((*hidden, 2), 1)]
+        self.list += [Layers.flat(), *(_fc(f"fc{i}", width, layer) for i, width in enumerate((*hidden, 2), 1))]
         self._build(locals())
 
     def sequence(self):
@@ -125,8 +124,7 @@ class DenseNet(Network):
         self.list = [Layers.DenseBlock(f"b{i}", nb_conv, nb_filter, output_dim, filter_size, 1, dropout, **layer)
                      for i in range(nb_block)]
         self.flat = Layers.flat()
-        self.fc1 = _fc("fc1", hidden, layer)
-        self.fc2 = _fc("fc2", 2, layer)
+        self.fc1, self.fc2 = _fc("fc1", hidden, layer), _fc("fc2", 2, layer)
         self._build(locals())
 
     def sequence(self):
@@ -167,8 +165,7 @@ def build(name, **options):
     if name not in NETWORKS:
         raise NetworkError(f"unknown net {name!r}; expected one of {', '.join(NETWORKS)}")
     network, fixed = NETWORKS[name]
-    known = inspect.signature(network).parameters.keys() | {"batchnorm", "activation", "initializer"}
-    known -= {"layer", *fixed}
+    known = {*inspect.signature(network).parameters, "batchnorm", "activation", "initializer"} - {"layer", *fixed}
     given = {option: value for option, value in options.items() if value is not None}
     if unknown := given.keys() - known:
         raise NetworkError(f"net {name} has no option {min(unknown)}; it has {', '.join(sorted(known))}")
@@ -248,8 +245,8 @@ def _from_shapes(description, weights):
         if blocks := numbered(r"list/(\d+)/cv/w"):
             *size, _, nb_filter = shape["list/0/block/0/w"]
             nb_conv, output_dim = len(numbered(r"list/0/block/(\d+)/w")), shape["list/0/cv/w"][3]
-            hidden = shape["fc1/w"][1]
-            return DenseNet(len(blocks), nb_conv, nb_filter, output_dim, size, hidden, batchnorm=batchnorm), weights
+            return DenseNet(len(blocks), nb_conv, nb_filter, output_dim, size, shape["fc1/w"][1],
+                            batchnorm=batchnorm), weights
         if numbers := numbered(r"list/(\d+)/w"):
             layers = [f"list/{n}" for n in numbers] + [f"fc{n}" for n in ("", 1, 2) if f"fc{n}/w" in shape]
             kernels = [shape[f"list/{n}/w"] for n in numbers if len(shape[f"list/{n}/w"]) == 4]

@@ -293,8 +293,7 @@ class Retraining:
 
     def _search(self):
         faces = self.learned.subset(self.learned.order(len(self.found))[:self.count])
-        logits = Dataset.finite(faces.logits(tf.function(lambda x: self.net(x))))
-        right = logits.argmax(1) == faces.label.argmax(1)
+        right = faces.answers(tf.function(lambda x: self.net(x))) == faces.label.argmax(1)
         return Misled(self.net, faces.data.grey(right), faces.label[right].argmax(1), self.attack, self.options,
                       self.radius, self.out, self.recipe.batch_size)
 
@@ -319,8 +318,7 @@ def substitute(victim, dataset, net, out):
     """
     out = Path(out) / f"{net}-{fingerprint(net_fingerprint(victim), dataset.data.grey())}"
     asked = dataset.subset(np.arange(dataset.nbdata))
-    logits = Dataset.finite(dataset.logits(tf.function(lambda x: victim(x))))
-    asked.label = np.eye(2, dtype=np.float32)[logits.argmax(1)]
+    asked.label = np.eye(2, dtype=np.float32)[dataset.answers(tf.function(lambda x: victim(x)))]
     recipe = Training.Recipe()
     Training.make_deterministic(recipe.seed)
     learned, validation = Training.split(asked, recipe.validation, recipe.seed)
@@ -330,7 +328,7 @@ def substitute(victim, dataset, net, out):
 
 def _begun(trainer):
     """The Trainer itself, where an earlier run left it."""
-    if any((trainer.out / "last").glob("*.index")):
+    if Training.can_resume(trainer.out):
         trainer.resume()
     return trainer
 

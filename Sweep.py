@@ -23,7 +23,7 @@ except ImportError:  # on Windows
     fcntl = None
 
 import Dataset
-import Models
+import Training
 
 MAIN = Path(__file__).resolve().parent / "Main.py"
 RESULT = "result.json"
@@ -227,7 +227,7 @@ class Sweep:
         for name, value in parameters.items():
             flag = name.replace("_", "-")
             arguments += {"yes": [f"--{flag}"], "no": [f"--no-{flag}"]}.get(value, [f"--{flag}", str(value)])
-        if (folder / "last" / Models.DESCRIPTION).exists() and any((folder / "last").glob("*.index")):
+        if Training.can_resume(folder):
             arguments = ["--resume"]
         else:
             for rest in folder.glob("my_model-*"):  # of one killed before it had saved what it could be resumed from

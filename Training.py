@@ -147,6 +147,11 @@ def must_be_found(out):
                                 "choose another --out")
 
 
+def can_resume(folder):
+    """Whether a folder holds what a training there can go on from."""
+    return any((Path(folder) / "last").glob("*.index"))
+
+
 def split(dataset, share, seed):
     """(training, validation) parts of a DataSet; `share` of its faces, at least one, validate."""
     rows = np.random.default_rng([seed, dataset.nbdata]).permutation(dataset.nbdata)

@@ -132,11 +132,13 @@ def _compiled(net):
 def write(source, name, count, folder):
     """Write a database, whole or not at all: a line that says so."""
     data, gender, _ = Dataset.database_files(Path(folder) / f"data_{name}.bin")
-    Dataset.make_folder(folder)
-    needed, free = count * (Dataset.DIM + 8), shutil.disk_usage(folder).free
+    place = Path(folder).absolute()
+    disk = next(path for path in (place, *place.parents) if path.exists())
+    needed, free = count * (Dataset.DIM + 8), shutil.disk_usage(disk).free
     if needed > free:
         raise Dataset.UserError(f"{data}: {count:,} faces need {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free; "
                                 "choose fewer, or another --out")
+    Dataset.make_folder(folder)
     data_part, gender_part = (path.with_name(f".{os.getpid()}.{path.name}.part") for path in (data, gender))
     progress = Console.Progress(count, unit="faces")
     done = 0

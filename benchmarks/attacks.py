@@ -233,7 +233,7 @@ def main(argv=None):
     ask = tf.function(lambda x: net(x), input_signature=[tf.TensorSpec([None, Dataset.DIM])])
     dataset = Dataset.open_database(options.database)
     annotated = dataset.label.argmax(1)
-    right = np.flatnonzero(dataset.logits(ask).argmax(1) == annotated)[:options.faces]
+    right = np.flatnonzero(dataset.answers(ask) == annotated)[:options.faces]
     if not len(right):
         raise Dataset.UserError(f"{options.database}: no face in it that the net calls right; choose another")
     faces, wrong = dataset.data.grey(right), 1 - annotated[right]

@@ -46,7 +46,7 @@ def main(argv=None):
     net, _ = Models.load(options.checkpoint)
     dataset = Dataset.open_database(options.database)
     annotated = dataset.label.argmax(1)
-    right = np.flatnonzero(dataset.logits(tf.function(lambda x: net(x))).argmax(1) == annotated)[:options.faces]
+    right = np.flatnonzero(dataset.answers(tf.function(lambda x: net(x))) == annotated)[:options.faces]
     faces, wrong = dataset.data.grey(right), 1 - annotated[right]
     print(f"{len(right)} faces, {options.steps} steps")
     survived = "".join(f" after {change} |" for change in options.survive)

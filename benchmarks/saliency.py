@@ -36,7 +36,7 @@ def main(argv=None):
     options = Options(**Console.parse(Options, argv, __doc__))
     net, _ = Models.load(options.checkpoint)
     dataset = Dataset.open_database(options.database)
-    annotated, says = dataset.label.argmax(1), dataset.logits(tf.function(lambda x: net(x))).argmax(1)
+    annotated, says = dataset.label.argmax(1), dataset.answers(tf.function(lambda x: net(x)))
     means, maps = [], []
     for label, name in enumerate(Dataset.LABELS):
         faces = dataset.data.grey(np.flatnonzero((annotated == label) & (says == label))[:options.faces])

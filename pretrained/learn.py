@@ -110,9 +110,8 @@ def origin(name):
 
 def learn(arguments, paths, out):
     """Main.py's exit code: it learns from all paths but the last, which it measures on; what was begun goes on."""
-    begun = any((Path(out) / "last").glob("*.index"))
-    return Main.main([*(["--resume"] if begun else [*arguments, "--train", *paths[:-1], "--test", paths[-1]]),
-                      "--out", out])
+    recipe = ["--resume"] if Training.can_resume(out) else [*arguments, "--train", *paths[:-1], "--test", paths[-1]]
+    return Main.main([*recipe, "--out", out])
 
 
 def mean(folders):

@@ -1,12 +1,14 @@
 """Dataset.py: the pixel scale, the databases, their batches, groups and names, and files that appear whole."""
 import copy
 import errno
+import operator
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 import Dataset
 from Dataset import DIM, DataError, DataSet, FaceArray, UserError
@@ -241,6 +243,33 @@ def test_array_methods(array):
     np.testing.assert_array_equal(data.mean(0), reference.mean(0))
     np.testing.assert_array_equal(data.astype(np.float64), reference)
     np.testing.assert_array_equal(data.T, reference.T)
+
+
+@pytest.mark.parametrize("act", [operator.add, operator.sub, operator.mul, operator.truediv])
+def test_faces_with_a_variable_have_its_gradient(array, act):
+    data, reference = array
+    dx = tf.Variable(np.full((1, DIM), 0.5, np.float32))
+    gradients = []
+    for faces in data, tf.constant(reference):
+        for one, other in (faces, dx), (dx, faces + 2.0):
+            with tf.GradientTape() as tape:
+                y = act(one, other)
+            gradients.append((y, tape.gradient(y, dx)))
+    for found, expected in zip(gradients[:2], gradients[2:]):
+        for value, right in zip(found, expected):
+            np.testing.assert_allclose(value, right, rtol=1e-5)
+
+
+def test_faces_times_a_matrix_have_its_gradient(array):
+    data, reference = array
+    w = tf.Variable(tf.ones([DIM, 2]))
+    with tf.GradientTape() as tape:
+        y = data @ w
+    np.testing.assert_allclose(tape.gradient(y, w), reference.sum(0)[:, None].repeat(2, 1), atol=1e-5)
+
+
+def test_printed_it_tells_its_shape(array):
+    assert f"[{len(array[1])}, 2304]" in repr(array[0])
 
 
 def test_what_no_array_has_is_an_attribute_error(array):
@@ -618,6 +647,20 @@ def test_mean_accuracy_is_0_and_1_at_its_ends(first_pixel_dataset):
     assert first_pixel_dataset.mean_accuracy(lambda x: next(answers)) == 1.0
     answers = iter([1 - one_hot(CLASSES)[start:start + 3] for start in (0, 3, 6)])
     assert first_pixel_dataset.mean_accuracy(lambda x: next(answers)) == 0.0
+
+
+def test_mean_accuracy_is_of_the_first_nbdata_faces(first_pixel_dataset):
+    """Says 1 0 1 0 where 1 0 0 0 is right; a batch of three, then what is left."""
+    first_pixel_dataset.nbdata = 4
+    recorder = Recorder()
+    assert first_pixel_dataset.mean_accuracy(recorder.one) == 3 / 4
+    assert recorder.sizes == [3, 1]
+
+
+@pytest.mark.parametrize("answer", [lambda x: x[:, :1], lambda x: x[:, 0], lambda x: x[:, :3]])
+def test_a_model_that_does_not_answer_two_numbers_a_face_is_refused(first_pixel_dataset, answer):
+    with pytest.raises(DataError, match="about 7 faces; expected two numbers a face"):
+        first_pixel_dataset.mean_accuracy(answer)
 
 
 def test_logits_come_in_the_order_of_the_file_each_face_once(first_pixel_dataset):

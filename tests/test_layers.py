@@ -616,3 +616,30 @@ def test_bad_options_name_the_layer_and_the_choices(make, options, message):
 def test_an_unknown_option_is_refused():
     with pytest.raises(TypeError, match="batch_norm"):
         Layers.DenseBlock("b", 1, 3, 4, 3, 1, batch_norm=True)
+
+
+@pytest.mark.parametrize("make", [lambda: Layers.conv("a", 3, 3, 1), lambda: Layers.ResidualBlock("a", 3, 3, 1),
+                                  lambda: Layers.DenseBlock("a", 1, 3, 3, 3, 1)])
+@pytest.mark.parametrize("x", [normal(2, 2304), normal(2, 48, 48)], ids=["faces", "no channel"])
+def test_a_convolution_of_what_is_no_image_is_refused(make, x):
+    """TensorFlow's own kernel ends the process."""
+    with pytest.raises(ValueError, match=r"layer a\w*: got \(2, .*\), expected \[\?, H, W, N\] as unflat makes"):
+        make()(x)
+
+
+def test_a_convolution_of_another_depth_than_at_first_is_refused():
+    """TensorFlow would convolve groups of the channels."""
+    layer = Layers.conv("a", 3, 3, 1)
+    y = layer(normal(2, 6, 6, 1))
+    with pytest.raises(ValueError, match=r"layer a: got \(2, 6, 6, 3\), expected .* N as at first"):
+        layer(y)
+    assert layer(normal(5, 4, 4, 1)).shape == (5, 4, 4, 3)
+
+
+@pytest.mark.parametrize("training", [False, True, 0, 1, np.True_])
+@pytest.mark.parametrize("shape", [(4, 3), (4, 2, 2, 3)])
+def test_batchnorm_computes_float64_in_float32(shape, training):
+    x = normal(*shape)
+    found = Layers.BatchNorm()(tf.cast(x, tf.float64), False, training)
+    assert found.dtype == tf.float64
+    np.testing.assert_allclose(found, Layers.BatchNorm()(x, False, bool(training)), atol=1e-6)

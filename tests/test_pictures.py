@@ -126,7 +126,8 @@ def test_what_resampling_overshoots_is_white(tmp_path, values):
     assert np.abs(face.astype(int) - noise()).max() <= 5
 
 
-@pytest.mark.parametrize("values", [np.where(noise() > 250, np.nan, noise()), noise() * 1e6, noise() * 2.0**20])
+@pytest.mark.parametrize("values", [np.where(noise() > 250, np.nan, noise()), noise() * 1e6, noise() * 2.0**20,
+                                    (noise() - 128.0) / 256, noise() - 128.0, -noise() - 2.0**27])
 def test_grey_levels_of_no_known_range_are_refused(tmp_path, values):
     values = values.astype(np.float32 if values.max() < 2**27 or not np.isfinite(values).all() else np.int32)
     with pytest.raises(Dataset.DataError, match="its grey levels are neither 0 to 1, nor 0 to 255, nor 0 to 65535"):

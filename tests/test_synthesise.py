@@ -88,7 +88,8 @@ WHOLE = synthesise.MODEL.read_bytes()
 
 
 @pytest.mark.parametrize("content", [
-    b"", b"no npz", zeros(lambda file: np.savez(file, mean=np.zeros(3))), zeros(lambda file: np.save(file, np.zeros(3))),
+    b"", b"no npz",
+    zeros(lambda file: np.savez(file, mean=np.zeros(3))), zeros(lambda file: np.save(file, np.zeros(3))),
     WHOLE[:len(WHOLE) // 2], WHOLE[:5000] + bytes(100) + WHOLE[5100:]],
     ids=["empty", "text", "another npz", "npy", "half", "damaged"])
 def test_a_file_that_is_no_model_is_refused(tmp_path, content):
@@ -172,7 +173,7 @@ def test_labels_and_groups_that_exist_are_left_alone(tmp_path, capsys):
 
 
 def test_more_faces_than_the_disk_holds_are_refused(tmp_path, capsys):
-    assert Console.run(synthesise.main, ["99999999999k", "--out", str(tmp_path)]) == 2
+    assert Console.run(synthesise.main, ["99999999999k", "--out", str(tmp_path / "new" / "folder")]) == 2
     assert " GB are free; choose fewer" in capsys.readouterr().err
     assert not [*tmp_path.iterdir()]
 

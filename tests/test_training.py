@@ -547,7 +547,7 @@ def test_main_learns_traits_from_the_meta_file(tmp_path, in_folder, capsys):
 def test_main_learns_from_a_checkpoint_and_from_teachers(database, in_folder, capsys):
     common = ["--train", str(database), "--epochs", "1", "--logs", "none"]
     assert Console.run(Main.main, [*common, "--net", "convnet", "--nb-block", "2", "--nb-conv", "2", "--filter-size",
-                                   "3x1", "1x3", "--initializer", "xavier", "--lsuv", "--out", "first"]) == 0
+                                   "3x1", "1x3", "--lsuv", "--out", "first"]) == 0
     first = Models.load("first")[0]
     assert [tuple(layer.w.shape[:2]) for layer in Training.weight_layers(first)[:4]] == [(3, 1), (1, 3)] * 2
     assert Console.run(Main.main, [*common, "--from", "first", "--freeze", "4", "--out", "second"]) == 0
@@ -569,6 +569,8 @@ def test_main_learns_from_a_checkpoint_and_from_teachers(database, in_folder, ca
         assert f"--filter-size 3 5: a {net} has one for all" in capsys.readouterr().err
     assert Console.run(Main.main, [*common, "--from", "first", "--lsuv", "--out", "third"]) == 2
     assert "leave --lsuv out" in capsys.readouterr().err
+    assert Console.run(Main.main, [*common, "--initializer", "xavier", "--lsuv", "--out", "third"]) == 2
+    assert "leave --initializer out" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("net, given, kernels", [("nn4", ["5x1"], {(5, 1)}), ("nn4", ["3", "5x3"], {(3, 3), (5, 3)}),
