@@ -729,10 +729,13 @@ def build(name, net, faces, wrong, mask=None, survive=(), **given):
     if name not in ATTACKS:
         raise Dataset.UserError(f"unknown attack {name!r}; expected one of {', '.join(ATTACKS)}")
     given = {option: value for option, value in given.items() if value is not None}
+    seed = given.get("seed", 0)
+    if survive and "seed" not in options(name):
+        given.pop("seed", None)  # of the changes alone
     if unknown := given.keys() - options(name):
         raise Dataset.UserError(f"attack {name} has no option {min(unknown)}; it has {', '.join(options(name))}")
     attack = ATTACKS[name](net, faces, wrong, mask=mask, **given)
     if survive:
-        attack.ask = Survivor(net, attack.wrong, survive, given.get("seed", 0))
+        attack.ask = Survivor(net, attack.wrong, survive, seed)
         attack.views, attack.keeps_last = attack.ask.views, True
     return attack

@@ -12,7 +12,6 @@ import itertools
 import json
 import math
 import os
-import shutil
 import signal
 import sys
 import time
@@ -114,10 +113,15 @@ def parse(options, argv, description):
     given = vars(parser.parse_args(argv))
     for name in given.keys() - positional:
         for value in given[name] if isinstance(given[name], list) else [given[name]]:
-            if isinstance(value, str) and any("\ud800" <= letter <= "\udfff" for letter in value):
-                raise Dataset.UserError(f"{ascii(value)}: TensorFlow opens no file whose name is not UTF-8; choose "
-                                        "another name")
+            if isinstance(value, str):
+                must_be_text(value)
     return given
+
+
+def must_be_text(name):
+    """Raise UserError for the name of a file that TensorFlow cannot open."""
+    if any("\ud800" <= letter <= "\udfff" for letter in name):
+        raise Dataset.UserError(f"{ascii(name)}: TensorFlow opens no file whose name is not UTF-8; choose another name")
 
 
 def parse_kernel(text):
@@ -217,7 +221,8 @@ def _numbered(folder):
 
 
 def claim(folder):
-    """Make a folder, with a number where another training has just made that one: its path."""
+    """Make a folder for TensorFlow to write to, with a number at its name's end where that one exists: its path."""
+    must_be_text(str(folder))
     Dataset.make_folder(folder.parent)
     for claimed in _numbered(folder):
         try:
@@ -255,6 +260,14 @@ def duration(seconds):
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+
+
+def _columns():
+    """How wide the terminal is that stderr is; shutil would ask about stdout, which may be a file."""
+    try:
+        return int(os.environ.get("COLUMNS", 0)) or os.get_terminal_size(sys.stderr.fileno()).columns or 80
+    except (ValueError, OSError):
+        return 80
 
 
 class Progress:
@@ -296,9 +309,11 @@ class Progress:
         if not self.live:
             print(tail.strip(), file=sys.stderr, flush=True)
             return
-        width = shutil.get_terminal_size().columns - 3 - len(tail)
+        columns = _columns()
+        width = columns - 3 - len(tail)
         full = max(width, 0) * done // self.total
-        sys.stderr.write(f"\r[{'#' * full}{'.' * (width - full)}]{tail}\x1b[K")
+        bar = f"[{'#' * full}{'.' * (width - full)}]" if width > 0 else ""
+        sys.stderr.write(f"\r{(bar + tail)[:columns - 1]}\x1b[K")
         sys.stderr.flush()
 
     def clear(self):

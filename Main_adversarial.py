@@ -73,8 +73,6 @@ def main(argv=None):
         raise Dataset.UserError(f"--name {name}: expected a name without folders; --out takes the folder")
     faces = photo.read(options.path, options.all)
     net, _ = Models.load(options.checkpoint or Console.default_checkpoint())
-    if options.logs:
-        Dataset.make_folder(options.logs)
     reports = [mislead(options, net, face, wrong, mask, f"{name}_{number}" if options.all else name)
                for number, face in enumerate(faces, 1)]
     if options.json:
@@ -95,7 +93,7 @@ def mislead(options, net, face, wrong, mask, name):
     Console.ask(net, face.grey)  # refuses a net that has diverged, before anything is written
     started = time.monotonic()
     attack = Attacks.build(options.attack, net, face.grey.reshape(1, -1), [wrong], mask, survive, **given)
-    found = search(attack, options.logs and Path(options.logs) / f"adv_{name}")
+    found = search(attack, options.logs and Console.claim(Path(options.logs) / f"adv_{name}"))
     seconds = time.monotonic() - started
     paths = write(found, Path(options.out) / f"adv_{name}")
     report = describe(net, found, paths, wrong) | {
@@ -121,7 +119,7 @@ def search(attack, logs=None):
     """Run the attack, its steps shown by a bar and, with a folder `logs`, written for TensorBoard: its Result."""
     progress = Console.Progress(attack.steps)
     writer = tf.summary.create_file_writer(str(logs)) if logs else tf.summary.create_noop_writer()
-    with writer.as_default():
+    with progress, writer.as_default():
         for state in attack.run():
             progress.update(state["step"], "fools" if state["fooled"] else "does not fool yet")
             if logs:

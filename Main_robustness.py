@@ -108,6 +108,10 @@ def curves(options, nets, dataset, _):
     print(f"accuracy in % of {len(faces)} faces of {options.database}, by {Robustness.NAMES[options.norm]} distance of "
           "the saved files")
     print("\n".join(Robustness.table(distances, options.norm, options.radii)))
+    for attack in options.attack:
+        if options.radii[0] < (least := Robustness.least_radius(attack, options.norm)):
+            print(f"{attack} was not run below {Robustness.NAMES[options.norm]} {least:g}, where it can make no file",
+                  file=sys.stderr)
     stem = Path(options.out) / f"robustness_{options.norm}"
     Dataset.write_whole(f"{stem}.csv", Robustness.sheet_of_values(distances, options.norm, options.radii).encode())
     print(f"table saved as {stem}.csv", file=sys.stderr)
@@ -122,9 +126,9 @@ def curves(options, nets, dataset, _):
 
 def transfer(options, nets, dataset, queries):
     """Which nets are fooled by the files made on others."""
-    share = Robustness.BALLS["pgd"][options.norm][1]
-    if options.radii[0] * share < 1.0:  # a file holds whole grey levels
-        raise Dataset.UserError(f"--radii {options.radii[0]:g}: PGD needs {1.0 / share:g} or more under {options.norm}")
+    least = Robustness.least_radius("pgd", options.norm)
+    if options.radii[0] < least:
+        raise Dataset.UserError(f"--radii {options.radii[0]:g}: PGD needs {least:g} or more under {options.norm}")
     faces, labels = dataset.data.grey(), dataset.label.argmax(1)
     attacked = dict(nets)
     for name, net in nets.items() if queries else ():

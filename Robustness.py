@@ -68,13 +68,19 @@ def _searched(name, search):
     return search.result()
 
 
+def least_radius(attack, norm):
+    """The least distance (grey levels) of which an attack that is bound to a ball can be asked: a file holds whole grey
+    levels. 0 of other attacks."""
+    return 1.0 / BALLS[attack][norm][1] if attack in BALLS else 0.0
+
+
 def _runs(attack, norm, radii):
     """The options, beside the user's, of each run of an attack."""
     if attack not in BALLS:
         return [{"norm": norm} if "norm" in Attacks.options(attack) else {}]
     ball, share = BALLS[attack][norm]
-    balls = [radius * share for radius in radii if radius * share >= 1.0]  # a file holds whole grey levels
-    return [{"radius": radius / Dataset.GREY_LEVELS} | ({"norm": ball} if ball else {}) for radius in balls]
+    return [{"radius": radius * share / Dataset.GREY_LEVELS} | ({"norm": ball} if ball else {})
+            for radius in radii if radius >= least_radius(attack, norm)]
 
 
 class Parts:
@@ -177,7 +183,7 @@ class Transfer(Parts):
         ball, share = BALLS["pgd"][norm]
         for name, net in attacked.items():
             for radius in sorted(radii):
-                self.add((name, radius), net, f"transfer-{norm}-{radius:g}", ".bin", [steps],
+                self.add((name, radius), net, f"transfer-{norm}-{radius:.15g}", ".bin", [steps],
                          functools.partial(self._search, net, ball, radius * share / Dataset.GREY_LEVELS, steps))
 
     def _search(self, net, ball, radius, steps, rows):

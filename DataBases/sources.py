@@ -117,7 +117,7 @@ def fairface(folder):
     pictures, skipped = [], collections.defaultdict(list)
     for table in tables:
         for row in _rows(table, {"file", "age", "gender", "race"}):
-            if row["gender"] in ("Male", "Female"):
+            if row["gender"] in ("Male", "Female") and row["file"]:
                 pictures.append(Picture(Path(folder) / row["file"], int(row["gender"] == "Female"), fairface_chip,
                                         FAIRFACE_AGES.get(row["age"]), FAIRFACE_RACES.get(row["race"])))
             else:
@@ -170,8 +170,8 @@ def folder(folder):
             label = Dataset.parse_label(place.name)
         except Dataset.UserError:
             continue
-        for path in sorted(path for path in place.rglob("*") if path.is_file() and not path.name.startswith(".")):
-            person = str(path.parent.relative_to(folder)) if path.parent != place else None
+        for path in sorted(path for path in place.rglob("*") if path.is_file() and not _hidden(path, place)):
+            person = f"{place.name}/{path.relative_to(place).parts[0]}" if path.parent != place else None
             pictures.append(Picture(path, label, largest_face, person=person))
     if {picture.label for picture in pictures} != {MAN, WOMAN}:
         raise Dataset.DataError(f"{folder}: expected pictures in its subfolders man and woman")
@@ -188,7 +188,12 @@ def _existing(folder):
 
 
 def _pictures(folder):
-    return sorted(path for path in _existing(folder).rglob("*") if path.suffix.lower() in ENDINGS)
+    return sorted(path for path in _existing(folder).rglob("*")
+                  if path.suffix.lower() in ENDINGS and not _hidden(path, folder))
+
+
+def _hidden(path, folder):
+    return any(part.startswith(".") for part in path.relative_to(folder).parts)
 
 
 def _place(folder, name, needed=True):
@@ -209,8 +214,12 @@ def _lines(path):
 
 
 def _rows(path, columns):
-    rows = csv.DictReader(_lines(path))
-    if not columns <= set(rows.fieldnames or ()):
-        raise Dataset.DataError(f"{path}: expected the columns {','.join(sorted(columns))}, found "
-                                f"{','.join(rows.fieldnames or ['nothing'])}")
-    return rows
+    rows = csv.DictReader(_lines(path), strict=True)
+    try:
+        if not columns <= set(rows.fieldnames or ()):
+            raise Dataset.DataError(f"{path}: expected the columns {','.join(sorted(columns))}, found "
+                                    f"{','.join(rows.fieldnames or ['nothing'])}")
+        return list(rows)
+    except csv.Error as error:
+        raise Dataset.DataError(f"{path}: not a table of {','.join(sorted(columns))}; after line {rows.line_num}: "
+                                f"{error}") from None

@@ -13,6 +13,7 @@ import dataclasses
 import math
 import os
 import re
+import shlex
 import shutil
 import zlib
 from pathlib import Path
@@ -43,9 +44,17 @@ class Options:
 
 
 def main(argv=None):
-    options = Options(**Console.parse(Options, argv, __doc__))
-    for line in make(options.names, options.out, options.seed):
-        print(line, flush=True)
+    given = Console.parse(Options, argv, __doc__)
+    options = Options(**given)
+    made = 0
+    try:
+        for made, line in enumerate(make(options.names, options.out, options.seed), 1):
+            print(line, flush=True)
+    except KeyboardInterrupt:
+        missing = list(dict.fromkeys(options.names))[made:]
+        others = [f"--{name} {shlex.quote(str(given[name]))}" for name in ("out", "seed") if name in given]
+        print(f"interrupted; go on with\n    {' '.join(['python -m DataBases.synthesise', *missing, *others])}")
+        return 130
     return 0
 
 

@@ -564,8 +564,11 @@ def test_a_survivors_gradient_is_the_mean_in_which_what_fools_least_weighs_most(
 
 
 def test_the_seed_moves_what_a_survivor_draws():
-    attack = Attacks.build("dx", Linear(1, 40.0), grey_faces(1), [0], survive=("light",), seed=5)
-    assert attack.ask.seed == 5
+    for name in Attacks.ATTACKS:
+        attack = Attacks.build(name, Linear(1, 40.0), grey_faces(1), [0], survive=("light",), seed=5)
+        assert attack.ask.seed == 5
+    with pytest.raises(Dataset.UserError, match="attack ddn has no option seed"):
+        Attacks.build("ddn", Linear(1, 40.0), grey_faces(1), [0], seed=5)
 
 
 def test_survival_is_measured_on_changes_that_no_search_has_drawn():

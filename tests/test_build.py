@@ -222,6 +222,30 @@ def test_folder(tmp_path, run):
     assert "1 groups of 2 to 4 faces" in out
 
 
+def test_a_folder_s_people_and_what_is_hidden(tmp_path):
+    for name in ("man/0.png", "man/anna/1.png", "man/anna/2019/2.png", "man/anna/2020/3.png", "woman/4.png",
+                 "woman/.thumbs/5.png", "woman/.6.png"):
+        save(tmp_path / name, portrait(0))
+    found = {picture.path.name: picture.person for picture in sources.folder(tmp_path).pictures}
+    assert found == {"0.png": None, "1.png": "man/anna", "2.png": "man/anna", "3.png": "man/anna", "4.png": None}
+    hidden = tmp_path / ".hidden"  # the set itself may be in such a folder
+    for name in "30_1_2_20170111.png", ".cache/31_1_2_20170111.png":
+        save(hidden / name, portrait(0))
+    assert [picture.age for picture in sources.utkface(hidden).pictures] == [30]
+
+
+@pytest.mark.parametrize("text, words", [
+    ('file,age,gender,race\ntrain/1.jpg,"20-29,Male,White\ntrain/2.jpg,20-29,Male,White\n', "after line 1: unexpected end"),
+    ("age,gender,race,file\n20-29,Male\n", None)], ids=["stray quote", "short row"])
+def test_a_damaged_table_is_named(tmp_path, text, words):
+    (tmp_path / "fairface_label_train.csv").write_text(text)
+    if words is None:
+        assert sources.fairface(tmp_path) == sources.Listing([], {"no gender annotated": ["None"]})
+        return
+    with pytest.raises(Dataset.DataError, match=f"fairface_label_train.csv: not a table of .*{words}"):
+        sources.fairface(tmp_path)
+
+
 def test_faces_are_found_and_aligned(detector):  # noqa: F811
     picture = draw(draw(background(640, 480), (110, 110), 200), (330, 250), 150, -15)
     middle, largest = sources.middle_face(picture), sources.largest_face(picture)

@@ -243,6 +243,14 @@ def test_without_matplotlib_a_line_says_how_to_get_it(run, few, checkpoint, monk
                    'no picture without Matplotlib: pip install ".[plots]"\n')
 
 
+def test_a_ball_that_holds_no_file_is_named(run, few, checkpoint):
+    code, _, err = run(few, "--checkpoint", checkpoint, "--attack", "pgd", "ddn", "--norm", "l1", "--radii", "20", "48",
+                       "--steps", "2", "--no-show")
+    assert code == 0 and "\npgd was not run below L1 48, where it can make no file\n" in f"\n{err}"
+    assert "not run" not in run(few, "--checkpoint", checkpoint, "--attack", "pgd", "ddn", "--norm", "l1", "--radii",
+                                "48", "--steps", "2", "--no-show")[2]
+
+
 MISTAKES = {
     "no such database": (["elsewhere.bin"], "elsewhere.bin: expected a name such as 10k"),
     "too many faces": (["FEW", "--faces", "11"], "data_few.bin: 11 faces asked for, it holds 10"),

@@ -1,12 +1,15 @@
 """The entry scripts as a user runs them, each in a process of its own."""
+import fcntl
 import json
 import math
 import os
 import re
 import shutil
 import signal
+import struct
 import subprocess
 import sys
+import termios
 import time
 from pathlib import Path
 
@@ -286,6 +289,29 @@ def test_the_logs_of_an_attack_show_the_noise_grow(in_folder, checkpoint, capsys
             assert np.linalg.norm(picture - ori) == pytest.approx(curves["noise/l2, grey levels"][step - 1])
 
 
+def test_each_attack_has_logs_of_its_own(in_folder, checkpoint):
+    Dataset.read_faces(write_database(in_folder, "some", 4))[0].tofile("man.raw")
+    Path("logs").mkdir()
+    Path("logs/adv_man-2").write_text("a file")
+    for steps in "2", "1", "3":
+        call(Main_adversarial, "man.raw", "1", "--checkpoint", checkpoint, "--attack", "ddn", "--steps", steps,
+             "--logs", "logs")
+    for folder, steps in ("adv_man", 2), ("adv_man-3", 1), ("adv_man-4", 3):
+        events = EventAccumulator(f"logs/{folder}", {"tensors": 0})
+        events.Reload()
+        assert len(events.Tensors("loss")) == steps
+
+
+def test_logs_of_a_name_that_is_no_text_are_refused(in_folder, checkpoint, capsys):
+    name = os.fsdecode(b"\xff.raw")
+    Dataset.read_faces(write_database(in_folder, "some", 4))[0].tofile(name)
+    arguments = [name, "1", "--checkpoint", checkpoint, "--attack", "ddn", "--steps", "2"]
+    assert call(Main_adversarial, *arguments, "--logs", "logs") == 2
+    err = capsys.readouterr().err
+    assert "TensorFlow opens no file whose name is not UTF-8" in err and err.count("\n") == 1
+    assert not Path("logs").exists() and call(Main_adversarial, *arguments, "--name", "man", "--logs", "logs") in (0, 1)
+
+
 def decode(event):
     """The picture of an event, [2304] int."""
     return tf.io.decode_png(tf.make_ndarray(event.tensor_proto)[2]).numpy().reshape(-1).astype(int)
@@ -404,8 +430,23 @@ class Terminal(list):
     def isatty(self):
         return True
 
+    def fileno(self):
+        raise OSError
+
     def flush(self):
         pass
+
+
+def test_the_bar_asks_the_terminal_that_it_is_drawn_on(monkeypatch):
+    """Not that of stdout, which may be a file."""
+    main, side = os.openpty()
+    fcntl.ioctl(side, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 50, 0, 0))
+    monkeypatch.delenv("COLUMNS", raising=False)
+    with os.fdopen(side, "w") as terminal:
+        monkeypatch.setattr(sys, "stderr", terminal)
+        Console.Progress(4).update(3, "more text than this terminal has room for")
+    drawn = os.read(main, 1000).decode()
+    assert drawn.startswith("\r  75 %") and len(drawn.strip("\r").removesuffix("\x1b[K")) == 49
 
 
 def test_bar_fits_the_terminal_and_tells_rate_and_time_left(monkeypatch):
@@ -429,6 +470,15 @@ def test_an_error_does_not_stand_behind_the_bar(in_folder, checkpoint, monkeypat
     told = "".join(terminal)
     assert told.rpartition("\x1b[K")[2].endswith("none.png: no such file\n") and "pictures/s" in told
     assert told.rpartition("\x1b[K")[0].endswith("\r")
+
+
+def test_an_interrupted_attack_leaves_no_bar(in_folder, checkpoint, monkeypatch):
+    Dataset.read_faces(write_database(in_folder, "some", 4))[0].tofile("man.raw")
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setattr(Attacks.Attack, "result", lambda attack: (_ for _ in ()).throw(KeyboardInterrupt))
+    assert call(Main_adversarial, "man.raw", "1", "--checkpoint", checkpoint, "--steps", "2") == 130
+    assert "".join(terminal).rpartition("\r\x1b[K")[2].endswith(": interrupted\n")
 
 
 def test_the_report_of_a_database_by_hand(tmp_path):

@@ -1,4 +1,5 @@
 import io
+import shlex
 
 import numpy as np
 import pytest
@@ -198,6 +199,25 @@ def test_interrupted_it_leaves_nothing(tmp_path, monkeypatch, error, code):
     monkeypatch.setattr(faces.Model, "sample", sample)
     assert Console.run(synthesise.main, ["10k", "--out", str(tmp_path)]) == code
     assert len(chunks) == 2 and list(tmp_path.iterdir()) == []
+
+
+def test_interrupted_after_a_base_it_tells_which_are_missing(tmp_path, monkeypatch, capsys):
+    out, original = str(tmp_path / "my bases"), synthesise.write
+
+    def write(source, name, count, folder):
+        if name == "test40":
+            raise KeyboardInterrupt
+        return original(source, name, count, folder)
+    monkeypatch.setattr(synthesise, "write", write)
+    assert Console.run(synthesise.main, ["20", "test40", "30", "20", "--seed", "3", "--out", out]) == 130
+    monkeypatch.undo()
+    told, command = capsys.readouterr().out.splitlines()[-2:]
+    assert told == "interrupted; go on with"
+    assert command.split("synthesise ")[1] == f"test40 30 --out '{out}' --seed 3"
+    assert Console.run(synthesise.main, shlex.split(command)[3:]) == 0
+    assert Console.run(synthesise.main, ["20", "test40", "30", "--seed", "3", "--out", str(tmp_path / "whole")]) == 0
+    for name in "20", "test40", "30":
+        assert written(tmp_path / "my bases", name) == written(tmp_path / "whole", name)
 
 
 def test_main_without_a_database_makes_its_own_and_learns(in_folder, monkeypatch, capsys):
