@@ -20,12 +20,14 @@ import os
 import statistics
 from typing import Annotated
 
+import numpy as np
 import tensorflow as tf
 
 import Dataset
 import Main
 import Models
 import Training
+from DataBases import build
 
 CHANGES = Training.Recipe.augment
 BASE = ["--net", "resnet", "--nb-filter", "16"]
@@ -98,21 +100,23 @@ class Options:
 
 def hold_out(options):
     """Write the parts that are learned from and measured on, once. UserError where --out is of other settings."""
-    settings = dataclasses.asdict(options) | {"rows": (), "seeds": 0, "processes": 0, "out": ""}
+    data, gender, meta = Dataset.database_files(options.database)
+    faces, labels = Dataset.read_faces(data), Dataset.read_labels(gender)
+    first = len(faces) - len(faces) // 5
+    pairs = build.near_duplicates(faces)  # none is learned that shows the same photograph as one that is measured
+    apart = np.setdiff1d(np.arange(first), pairs[pairs[:, 1] >= first, 0])
+    settings = dataclasses.asdict(options) | {"rows": (), "seeds": 0, "processes": 0, "out": "", "learned": len(apart)}
     settings, known = json.dumps(settings, indent=1), Path(options.out) / "settings.json"
     if any(Path(options.out).glob("*-*/")) and not (known.is_file() and known.read_text(encoding="utf-8") == settings):
         raise Dataset.UserError(f"{options.out}: holds trainings of other databases or epochs; choose another --out")
     Dataset.write_whole(known, settings.encode())
-    data, gender, meta = Dataset.database_files(options.database)
-    faces, labels = Dataset.read_faces(data), Dataset.read_labels(gender)
-    first = len(faces) - len(faces) // 5
     lines = meta.read_text(encoding="utf-8").splitlines() if meta.exists() else []
-    for name, rows in ("learn", slice(first)), ("held", slice(first, None)):
+    for name, rows in ("learn", apart), ("held", np.arange(first, len(faces))):
         part = Path(options.out) / f"data_{name}.bin"
         Dataset.write_whole(part, faces[rows].tobytes())
         Dataset.write_whole(part.with_name(f"gender_{name}.bin"), labels[rows].tobytes())
         if lines:
-            content = "\n".join([lines[0], *lines[1:][rows]]) + "\n"
+            content = "\n".join([lines[0], *(lines[1 + row] for row in rows)]) + "\n"
             Dataset.write_whole(part.with_name(f"meta_{name}.csv"), content.encode())
 
 
@@ -129,8 +133,7 @@ def learn(options, row, seed, database):
               "--epochs", str(options.epochs)]
     out.mkdir(parents=True, exist_ok=True)
     with open(out / "log", "w") as log, contextlib.redirect_stdout(log):
-        resume = (out / "metrics.json").exists()
-        code = Main.main([*(["--resume"] if resume else [*arguments, *common]), "--out", str(out)])
+        code = Main.main([*(["--resume"] if Training.can_resume(out) else [*arguments, *common]), "--out", str(out)])
     if code:
         raise KeyboardInterrupt
     Dataset.write_whole(done, b"")
@@ -166,6 +169,8 @@ def main(argv=None):
     options = Options(**Console.parse(Options, argv, __doc__))
     rows = [row for row in [*ROWS, *UNTRAINED] if not options.rows or row in options.rows]
     if not options.pretraining:
+        if lost := [row for row in options.rows if row.startswith("transfer")]:
+            raise Dataset.UserError(f"--rows {lost[0]!r}: needs --pretraining DB")
         rows = [row for row in rows if not row.startswith("transfer")]
     hold_out(options)
     os.environ["TF_NUM_INTRAOP_THREADS"] = str(max(1, os.cpu_count() // options.processes))

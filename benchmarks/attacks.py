@@ -20,7 +20,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import Console
 
+import contextlib
 import dataclasses
+import importlib
 import time
 from typing import Annotated
 
@@ -30,7 +32,9 @@ import tensorflow as tf
 import Attacks
 import Dataset
 import Models
+from DataBases import synthesise
 
+TOOLKITS = ("foolbox", "art.attacks.evasion", "art.estimators.classification")
 REPAIRS = 1.005 ** np.arange(600)  # times the noise, up to 20
 FURTHEST = 2.0
 RACE = (20, 30, 40, 50, 60, 80, 100, 150, 200, 300, 500)
@@ -135,6 +139,8 @@ CONTESTANTS = {  # name: (attack, settings, the first of them reported)
     "Foolbox C&W": (foolbox("L2CarliniWagnerAttack"), grid(
         {"binary_search_steps": 5, "stepsize": 0.003, "initial_const": 1e-3, "abort_early": False},
         binary_search_steps=[2, 9], stepsize=[0.01, 0.03, 0.1], initial_const=[0.1, 1.0], abort_early=[True])),
+    "Foolbox C&W, step 0.01": (foolbox("L2CarliniWagnerAttack"), [  # its default
+        {"binary_search_steps": 5, "stepsize": 0.01, "initial_const": 1e-3, "abort_early": False}]),
     "Foolbox DeepFool": (foolbox("L2DeepFoolAttack", targeted=False), grid({"overshoot": 0.02}, overshoot=[1e-4])),
     "ART C&W": (art("CarliniL2Method", 10), grid(
         {"targeted": True, "binary_search_steps": 5, "learning_rate": 0.1, "initial_const": 0.1},
@@ -146,7 +152,7 @@ CONTESTANTS = {  # name: (attack, settings, the first of them reported)
 @dataclasses.dataclass(frozen=True)
 class Options:
     database: Annotated[str, dict(help="data_*.bin of the faces", required=True)] = ""
-    checkpoint: Annotated[str, dict(help="folder or prefix of the net")] = "pretrained"
+    checkpoint: Annotated[str, dict(help="folder or prefix of the net")] = str(synthesise.SHIPPED)
     faces: Annotated[int, dict(help="how many faces, the first that the net calls right", low=1)] = 200
     passes: Annotated[tuple[int, ...], dict(help="budgets, in passes forward", nargs="+", low=1)] = (100, 500, 1000)
     attacks: Annotated[tuple[str, ...], dict(help="which; by default all", nargs="+", choices=list(CONTESTANTS))] = ()
@@ -237,6 +243,9 @@ def main(argv=None):
     if not len(right):
         raise Dataset.UserError(f"{options.database}: no face in it that the net calls right; choose another")
     faces, wrong = dataset.data.grey(right), 1 - annotated[right]
+    for toolkit in TOOLKITS:  # ahead of the clock; without it its rows say so
+        with contextlib.suppress(ImportError):
+            importlib.import_module(toolkit)
     print(f"{len(faces)} faces")
     print("| attack | budget | found | L2 | files that fool | their L2 | repaired | L2 | area | NaN | black "
           "| outside 0..1 | falsely reported | forward | backward | s |")

@@ -64,6 +64,10 @@ def opencv():
 
 def main(argv=None):
     options = Options(**Console.parse(Options, argv, __doc__))
+    if not (options.template or options.pictures):
+        raise Dataset.UserError("nothing to measure; name --pictures DIR ... or --template DB ...")
+    if options.template and not photo.installed():
+        raise Dataset.UserError(f"--template needs mtcnn: {photo.INSTALL}")
     for database in options.template:
         print_landmarks(database, options.faces)
     if options.pictures:
@@ -121,6 +125,8 @@ def print_landmarks(database, count):
         if found:
             seen.append(max(found, key=lambda one: one.box[2] * one.box[3]).landmarks / 192)
     print(f"{database}: {len(seen)} of {len(rows)} found")
+    if not seen:
+        raise Dataset.UserError(f"{database}: mtcnn finds no face in it; choose another")
     for name, mean, deviation in zip(photo.LANDMARKS, np.mean(seen, 0), np.std(seen, 0)):
         print(f"{name:12} x {mean[0]:.3f} +- {deviation[0]:.3f}, y {mean[1]:.3f} +- {deviation[1]:.3f}", flush=True)
 

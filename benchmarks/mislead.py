@@ -64,6 +64,8 @@ def run(net, faces, wrong, name, steps, survive, changes):
     found = search(net, faces, wrong, name, steps, survive)
     seconds = (time.monotonic() - started) / len(faces)
     fools, saved = read_back(net, found.modified, wrong)
+    if not fools.any():
+        return [f"0 of {len(faces)}", *"-" * (5 + len(changes)), f"{seconds:.3f}"]
     median = {norm: np.median(values[fools]) for norm, values in Attacks.distances(faces, saved).items()}
     shares = Attacks.survival(net, saved, wrong, changes)
     return [f"{fools.sum()} of {len(faces)}", f"{median['l2']:.1f}", f"{median['l1']:.0f}", f"{median['linf']:.0f}",

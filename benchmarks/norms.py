@@ -19,16 +19,17 @@ import numpy as np
 import Attacks
 import Dataset
 import Models
-import mislead
+from benchmarks import mislead
+from DataBases import synthesise
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
     database: Annotated[str, dict(help="of the face: a name, or the path of a data_*.bin", positional=True)]
     number: Annotated[int, dict(help="of the face in it", low=0)] = 0
-    checkpoint: Annotated[str, dict(help="folder or prefix of the net")] = "pretrained"
+    checkpoint: Annotated[str, dict(help="folder or prefix of the net")] = str(synthesise.SHIPPED)
     steps: Annotated[int, dict(help="passes forward and backward", low=1)] = 300
-    out: Annotated[str, dict(help="the picture to write", metavar="PNG")] = "benchmarks/norms.png"
+    out: Annotated[str, dict(help="the picture to write", metavar="PNG")] = str(Path(__file__).with_name("norms.png"))
 
 
 def main(argv=None):
@@ -58,9 +59,11 @@ def main(argv=None):
 
 
 def with_noise(face, length):
-    """The face and Gaussian noise of this L2 norm, in grey levels, rounded: [1, 2304] uint8."""
+    """The face and Gaussian noise, rounded, of which the file's L2 is nearest to `length` grey levels: [1, 2304] uint8."""
     noise = np.random.default_rng(0).standard_normal(face.shape)
-    return np.clip(np.rint(face + length * noise / np.linalg.norm(noise)), 0, 255).astype(np.uint8)
+    scales = np.linspace(0.0, 2.0, 2001) * length / np.linalg.norm(noise)
+    files = [np.clip(np.rint(face + scale * noise), 0, 255).astype(np.uint8) for scale in scales]
+    return min(files, key=lambda file: abs(Attacks.distances(face, file)["l2"][0] - length))
 
 
 if __name__ == "__main__":

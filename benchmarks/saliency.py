@@ -19,8 +19,8 @@ import numpy as np
 import tensorflow as tf
 
 import Dataset
-import mislead
 import Models
+from benchmarks import mislead
 
 
 @dataclasses.dataclass(frozen=True)

@@ -189,6 +189,7 @@ SAMPLERS = {
     "one Gaussian a class, 192 codes of an autoencoder": lambda real: encoded(real, 192),
     "GAN": lambda real: generators.Gan(real.grey),
 }
+REAL = {"real faces": False, "real faces, labelled by the net": True}  # as annotated, or not
 CLASSES = "one Gaussian a class, 400, labelled by the class drawn from"
 
 
@@ -199,7 +200,8 @@ def by_class(sampler, count, seed):
 
 
 def by_teacher(sampler, count, seed):
-    parts = list(synthesise.Source(seed, sampler).draw("samplers", count))
+    """(faces, labels) of a sampler, labelled by the net that ships: the labeller knows one sampler's faces alone."""
+    parts = list(synthesise.Source(seed, sampler, Models.load(synthesise.SHIPPED)[0]).draw("samplers", count))
     return [np.concatenate(part) for part in zip(*parts)]
 
 
@@ -221,10 +223,14 @@ def accuracy(grey, labels, seed, bases):
 
 def main(argv=None):
     options = Options(**Console.parse(Options, argv, __doc__))
+    known = [*SAMPLERS, CLASSES, *REAL]
+    if unknown := set(options.rows) - {*known}:
+        raise Dataset.UserError(f"--rows {min(unknown)}: expected some of {', '.join(known)}")
     first, *others = [Dataset.open_database(name) for name in options.databases]
     cut = first.nbdata - first.nbdata // 5
-    learned = Dataset.DataSet.join([first.subset(np.arange(cut)), *others])
     bases = [first.subset(np.arange(cut, first.nbdata)), Dataset.open_database(options.test)]
+    parts = dict(enumerate([first.subset(np.arange(cut)), *others]))
+    learned = Dataset.DataSet.join([*Dataset.set_apart(parts, Dataset.DataSet.join(bases))[0].values()])
     grey, women = learned.data.grey(), learned.label.argmax(1)
     real = Codes(grey, women, 1000)
     print("| sampled from | held out | test |\n|---|---|---|", flush=True)
@@ -237,7 +243,7 @@ def main(argv=None):
             sampler = make(real)
             ablations.print_row(name, [accuracy(*labelled(sampler, options.faces, seed), seed, bases)
                                        for seed in range(options.seeds)])
-    for name, asked in ("real faces", False), ("real faces, labelled by the net", True):
+    for name, asked in REAL.items():
         if not options.rows or name in options.rows:
             results = []
             for seed in range(options.seeds):

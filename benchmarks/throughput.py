@@ -219,6 +219,10 @@ def compete(contestants, rounds):
 def main(argv=None):
     options = Options(**Console.parse(Options, argv, __doc__))
     dataset = Dataset.open_database(options.database, BATCH)
+    if dataset.nbdata < options.steps * BATCH:
+        raise Dataset.UserError(f"{options.database}: {dataset.nbdata} faces; --steps {options.steps} needs "
+                                f"{options.steps * BATCH} or more")
+    dataset = dataset.subset(range(dataset.nbdata // BATCH * BATCH))  # whole batches: a shorter one counts as whole
     rates = {dtype.name: peak(dtype) for dtype in (tf.float32, tf.bfloat16)}
     print(", ".join(f"{name} {2 * rate / 1e9:.0f} GFLOP/s" for name, rate in rates.items()), "in matrix products")
     print("| net | loop | training, images/s | times Keras | share of the matrix-product rate "

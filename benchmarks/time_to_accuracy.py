@@ -139,6 +139,7 @@ def ours(name, train, clock, seed):
 
 def train_once(name, options, seed, goal):
     """The curve of one training, up to an accuracy: [(seconds, accuracy)]."""
+    tf.keras.utils.set_random_seed(seed)  # Keras draws from Python's generator
     Training.make_deterministic(seed)
     train, test = (Dataset.open_database(path, BATCH) for path in (options.train, options.test))
     train.seed = seed

@@ -66,6 +66,8 @@ class Options:
 
 def main(argv=None):
     options = Options(**Console.parse(Options, argv, __doc__))
+    for name in *ALL, "test4k":  # what is missing is told now, not hours later
+        Dataset.open_database(f"{options.faces}/data_{name}.bin")
     for name, (learned, measured, recipe, start, teachers) in TRAININGS.items():
         print(f"{name}: learns from {', '.join(learned)}, measured on {measured}", flush=True)
         paths = [f"{options.faces}/data_{database}.bin" for database in (*learned, measured)]

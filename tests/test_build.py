@@ -235,7 +235,7 @@ def test_a_folder_s_people_and_what_is_hidden(tmp_path):
 
 
 @pytest.mark.parametrize("text, words", [
-    ('file,age,gender,race\ntrain/1.jpg,"20-29,Male,White\ntrain/2.jpg,20-29,Male,White\n', "after line 1: unexpected end"),
+    ('file,age,gender,race\n1.jpg,"20-29,Male,White\n2.jpg,20-29,Male,White\n', "after line 1: unexpected end"),
     ("age,gender,race,file\n20-29,Male\n", None)], ids=["stray quote", "short row"])
 def test_a_damaged_table_is_named(tmp_path, text, words):
     (tmp_path / "fairface_label_train.csv").write_text(text)

@@ -1,5 +1,4 @@
 """The entry scripts as a user runs them, each in a process of its own."""
-import fcntl
 import json
 import math
 import os
@@ -9,7 +8,6 @@ import signal
 import struct
 import subprocess
 import sys
-import termios
 import time
 from pathlib import Path
 
@@ -439,6 +437,7 @@ class Terminal(list):
 
 def test_the_bar_asks_the_terminal_that_it_is_drawn_on(monkeypatch):
     """Not that of stdout, which may be a file."""
+    fcntl, termios = map(pytest.importorskip, ("fcntl", "termios"))
     main, side = os.openpty()
     fcntl.ioctl(side, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 50, 0, 0))
     monkeypatch.delenv("COLUMNS", raising=False)
