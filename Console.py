@@ -409,7 +409,7 @@ def present(sheet, path, show):
 
     sheet  PIL picture;  path  of the PNG;  show  False never opens a window
     """
-    Dataset.write_picture(path, sheet)
+    Dataset.write_whole(path, Dataset.to_png(sheet))
     display = sys.platform in ("darwin", "win32") or os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
     if show and display and ImageShow.show(sheet, title=str(path)):
         return f"picture shown, and saved as {path}"

@@ -5,6 +5,7 @@ A database is two files that lie side by side: `data_<name>.bin`, N x 2304 uint8
 may lie beside them: age in years and ethnicity (0 White, 1 Black, 2 Asian, 3 Indian, 4 other), a line a face.
 """
 import csv
+import errno
 import inspect
 import io
 import mmap
@@ -506,11 +507,11 @@ def parse_label(text):
     return names[text.lower()]
 
 
-def write_picture(path, picture):
-    """Write a PIL picture as PNG, whole or not at all."""
+def to_png(picture):
+    """The bytes of a PIL picture as PNG."""
     content = io.BytesIO()
     picture.save(content, "PNG")
-    write_whole(path, content.getvalue())
+    return content.getvalue()
 
 
 def make_folder(path):
@@ -523,14 +524,26 @@ def make_folder(path):
 
 def write_whole(path, content):
     """Write bytes to a file that appears whole or not at all. Raises UserError where that is not possible."""
-    path = Path(path)
-    beside = path.parent / f".{os.getpid()}.part"
-    make_folder(path.parent)
+    write_all({path: content})
+
+
+def write_all(contents):
+    """Write files that belong together, {path: bytes}: each appears whole or not at all, none before all are written.
+    Raises UserError where that is not possible."""
+    parts = []
     try:
         try:
-            beside.write_bytes(content)
-            os.replace(beside, path)
+            for path in map(Path, contents):
+                make_folder(path.parent)
+                parts.append((path.parent / f".{os.getpid()}-{len(parts)}.part", path))
+            for (part, path), content in zip(parts, contents.values()):
+                part.write_bytes(content)
+                if path.is_dir():
+                    raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+            for part, path in parts:
+                os.replace(part, path)
         finally:
-            beside.unlink(missing_ok=True)
+            for part, _ in parts:
+                part.unlink(missing_ok=True)
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror}); choose another folder") from None

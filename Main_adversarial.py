@@ -148,11 +148,12 @@ def log_pictures(faces, pictures, step):
 
 def write(found, stem):
     """Write the three pictures as .raw and .png: their paths, {"ori": ..., "ori_png": ..., "mod": ...}."""
-    paths = {}
+    paths, contents = {}, []
     for kind, picture in ("ori", found.original), ("mod", found.modified), ("amp", found.amplified):
-        Dataset.write_whole(f"{stem}_{kind}.raw", picture.tobytes())
-        Dataset.write_picture(f"{stem}_{kind}.png", Image.fromarray(picture.reshape(Dataset.SIDE, Dataset.SIDE)))
         paths |= {kind: f"{stem}_{kind}.raw", f"{kind}_png": f"{stem}_{kind}.png"}
+        square = Image.fromarray(picture.reshape(Dataset.SIDE, Dataset.SIDE))
+        contents += [picture.tobytes(), Dataset.to_png(square)]
+    Dataset.write_all(dict(zip(paths.values(), contents)))
     return paths
 
 

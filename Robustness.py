@@ -306,8 +306,7 @@ class Retraining:
     def _training(self, name, files, labels):
         """The training of the next net, which begins with the newest: a Trainer, where an earlier run left it."""
         data, gender, _ = Dataset.database_files(self.out / f"data_{name}.bin")
-        Dataset.write_whole(gender, np.eye(2, dtype="<f4")[labels].tobytes())
-        Dataset.write_whole(data, files.tobytes())
+        Dataset.write_all({gender: np.eye(2, dtype="<f4")[labels].tobytes(), data: files.tobytes()})
         self.found.append(Dataset.open_database(data))
         return _begun(Training.Trainer(self.net, Dataset.DataSet.join([self.learned, *self.found]), self.validation,
                                        None, self.recipe, self.out / name, None, self.description))

@@ -60,7 +60,7 @@ def main(argv=None):
         rows, columns = SHEET
         tiles = drawn[:rows * columns].reshape(rows, columns, Dataset.SIDE, Dataset.SIDE)
         sheet = Image.fromarray(tiles.transpose(0, 2, 1, 3).reshape(rows * Dataset.SIDE, columns * Dataset.SIDE))
-        Dataset.write_picture(options.sheet, sheet)
+        Dataset.write_whole(options.sheet, Dataset.to_png(sheet))
     return 0
 
 

@@ -1043,6 +1043,27 @@ def test_interrupt_leaves_all_as_it_was(tmp_path, monkeypatch):
     assert names(tmp_path) == []
 
 
+@pytest.mark.parametrize("in_the_way", ["folder", "full disk"])
+def test_files_that_belong_together_are_all_written_or_none(tmp_path, monkeypatch, in_the_way):
+    contents = {tmp_path / name: name.encode() for name in ("a", "b", "c")}
+    (tmp_path / "a").write_bytes(b"old")
+    if in_the_way == "folder":
+        (tmp_path / "c").mkdir()
+    else:
+        write = Path.write_bytes
+        monkeypatch.setattr(Path, "write_bytes", lambda path, content: (write_half if content == b"c" else write)(
+            path, content))
+    with pytest.raises(UserError, match="c: cannot be written"):
+        Dataset.write_all(contents)
+    monkeypatch.undo()
+    assert names(tmp_path) == (["a", "c"] if in_the_way == "folder" else ["a"])
+    assert (tmp_path / "a").read_bytes() == b"old"
+    if in_the_way == "folder":
+        (tmp_path / "c").rmdir()
+    Dataset.write_all(contents)
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == contents
+
+
 @pytest.mark.parametrize("below", ["a.raw", "deeper/a.raw"])
 def test_file_in_the_way_of_the_folder_is_a_user_error(tmp_path, below):
     (tmp_path / "file").write_bytes(b"mine")

@@ -437,6 +437,6 @@ def test_raw_through_floats_and_back_is_identical(tmp_path):
 
 
 def test_written_picture_reads_back_identical_and_leaves_nothing_beside(tmp_path):
-    Dataset.write_picture(tmp_path / "faces" / "face.png", Image.fromarray(noise()))
+    Dataset.write_whole(tmp_path / "faces" / "face.png", Dataset.to_png(Image.fromarray(noise())))
     assert_face(tmp_path / "faces" / "face.png", noise())
     assert [path.name for path in (tmp_path / "faces").iterdir()] == ["face.png"]
