@@ -101,9 +101,9 @@ def parse(options, argv, description):
             about["action"] = argparse.BooleanOptionalAction
         elif "nargs" in about and not about.get("positional"):
             about["action"] = "extend"  # --train A B is --train A --train B
-        if field.default not in (None, (), dataclasses.MISSING) and kind is not bool:
-            default = " ".join(map(str, field.default)) if isinstance(field.default, tuple) else field.default
-            about["help"] += f" (default: {default})"
+        if field.default not in (None, (), "", dataclasses.MISSING) and kind is not bool:
+            default = " ".join(map(str, field.default)) if isinstance(field.default, tuple) else str(field.default)
+            about["help"] += f" (default: {default.replace('%', '%%')})"
         if about.pop("positional", False):
             parser.add_argument(field.name, **about)
             positional.add(field.name)
@@ -116,6 +116,18 @@ def parse(options, argv, description):
             if isinstance(value, str):
                 must_be_text(value)
     return given
+
+
+def flag(name):
+    """The option of a field of an options' dataclass."""
+    return "--from" if name == "start" else f"--{name.replace('_', '-')}"
+
+
+def must_stand_together(given, needs):
+    """Raise UserError for an option among `given` that does nothing without another: {its name: the other's}."""
+    for name, needed in needs.items():
+        if name in given and not given.get(needed):
+            raise Dataset.UserError(f"{flag(name)} does nothing without {flag(needed)}; add that, or leave it out")
 
 
 def must_be_text(name):
@@ -209,8 +221,9 @@ def logs_of(out, logs, resume):
     else one that holds no other training's."""
     if resume:
         began = json.loads((out / "last" / Models.DESCRIPTION).read_text(encoding="utf-8"))
-        return Path(logs) / began.get("logs", out.name)  # earlier versions did not note it
-    return next(folder for folder in _numbered(Path(logs) / out.name) if not folder.exists())
+        if "logs" in began or began["training"]["logs"] != "none":
+            return Path(logs) / began.get("logs", out.name)  # earlier versions did not note it
+    return next(folder for folder in _numbered(Path(logs) / out.resolve().name) if not folder.exists())
 
 
 def _numbered(folder):
@@ -325,6 +338,15 @@ class Progress:
         """Print a line on stdout, above the bar."""
         self.clear()
         print(text, flush=True)
+
+
+def watched(losses, total):
+    """The pairs (rate, loss) of `losses`, of at most `total` steps, with progress."""
+    progress = Progress(total)
+    with progress:
+        for done, (rate, loss) in enumerate(losses, 1):
+            progress.update(done, f"loss {loss:.3f}")
+            yield rate, loss
 
 
 def work(parts):

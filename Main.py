@@ -29,7 +29,8 @@ class Options(Training.Recipe):
                                       "of data_*.bin; by default the largest in DataBases/, "
                                       "made first if there is none",
                                  nargs="+", metavar="DB")] = ()
-    test: Annotated[str | None, dict(help="database to measure on, never learned from", metavar="DB")] = None
+    test: Annotated[str | None, dict(help="database to measure on, never learned from; without --train "
+                                       "the largest test base in DataBases/", metavar="DB")] = None
     nb_block: Annotated[int | None, dict(help="blocks (stages) of the net", low=1, high=7)] = None
     nb_conv: Annotated[int | None, dict(help="convolutions (residual blocks) a block", low=1)] = None
     nb_filter: Annotated[int | None, dict(help="filters a convolution", low=1)] = None
@@ -62,6 +63,7 @@ def main(argv=None):
     train, test = databases(options)
     learned, validation = Training.split(train, options.validation, options.seed)
     net = first_net(options, out, learned)
+    Training.learning_variables(net, options.freeze)  # refuses too many before anything is written
     if options.start:
         options = dataclasses.replace(options, net=type(net).__name__)
     teacher = Console.Committee([Models.load(path)[0] for path in options.teacher]) if options.teacher else None
@@ -99,18 +101,17 @@ def main(argv=None):
 def started(given):
     """Options and folder of a new training."""
     options = Options(**given)
-    for name, needed in NEEDS.items():
-        if name in given and needed not in given:
-            raise Dataset.UserError(f"--{name.replace('_', '-')} does nothing without "
-                                    f"--{needed.replace('start', 'from')}; add that, or leave it out")
+    Console.must_stand_together(given, NEEDS)
+    if options.find_lr and (own := [name for name in ("learning_rate", "schedule", "warm_up") if name in given]):
+        raise Dataset.UserError(f"--find-lr tries rates of its own; leave {Console.flag(own[0])} out")
     kind = f"from-{Path(options.start).name}" if options.start else options.net
     out = Path(options.out or f"checkpoints/{kind}-{time.strftime('%Y%m%d-%H%M%S')}")
+    Training.must_be_found(out)
     if any(out.rglob("*.index")):
         begun = "; go on with it with --resume, or" if Training.can_resume(out) else " that cannot go on;"
         raise Dataset.UserError(f"{out} holds a training already{begun} choose another folder with --out")
     if options.start and (own := [name for name in ("net", "lsuv", *NET_OPTIONS) if name in given]):
-        raise Dataset.UserError(f"--from goes on with the net of {options.start}; "
-                                f"leave --{own[0].replace('_', '-')} out")
+        raise Dataset.UserError(f"--from goes on with the net of {options.start}; leave {Console.flag(own[0])} out")
     if options.lsuv and "initializer" in given:
         raise Dataset.UserError("--lsuv draws the first weights its own way; leave --initializer out")
     return synthesise.with_databases(options), out
@@ -131,7 +132,7 @@ def resumed(given):
         before = getattr(options, name)
         before = list(before) if isinstance(before, tuple) else before
         if name not in ("resume", "out", "epochs", "logs") and value != before:
-            raise Dataset.UserError(f"--resume goes on with {name} {before}, not {value}; leave the option out")
+            raise Dataset.UserError(f"--resume goes on with {Console.flag(name)} {before}, not {value}; leave it out")
     changed = {name: given[name] for name in ("epochs", "logs") if name in given}
     return dataclasses.replace(options, resume=True, **changed), out
 
@@ -152,7 +153,7 @@ def first_net(options, out, learned):
 
 
 def range_test(net, learned, options, teacher):
-    tests = list(Training.find_rate(net, learned, options, teacher))
+    tests = list(Console.watched(Training.find_rate(net, learned, options, teacher), Training.RANGE_STEPS))
     best = min(tests, key=lambda test: test[1])
     print("learning rate    loss")
     for rate, loss in tests[::5]:

@@ -25,6 +25,7 @@ from PIL import Image
 import Attacks
 import Dataset
 import Models
+import Training
 from DataBases import photo
 
 ATTACK_OPTIONS = sorted(set().union(*map(Attacks.options, Attacks.ATTACKS)))
@@ -66,6 +67,7 @@ class Options:
 
 def main(argv=None):
     options = Options(**Console.parse(Options, argv, __doc__))
+    Training.make_deterministic(options.seed or 0)
     wrong = Dataset.parse_label(options.wronglabel)
     mask = None if options.box is None else Attacks.box_mask(Console.parse_box(options.box))
     name = options.name or Path(options.path).stem
@@ -102,15 +104,15 @@ def mislead(options, net, face, wrong, mask, name):
     if survive:
         shares = Attacks.survival(net, found.modified, [wrong], survive)
         report["survives"] = {change: float(share[0]) for change, share in shares.items()}
-
     before, after = (Console.verdict(report[when]) for when in ("before", "after"))
     tiles = [(face.view, face.note)] if face.view else []
     tiles += [(found.original[0], f"original: {before}"), (found.modified[0], f"modified: {after}"),
               (found.amplified[0], "noise, 50 times")]
     paths["strip"] = str(Path(options.out) / f"adv_{name}.png")
-    shown = Console.present(Console.strip(*zip(*tiles)), paths["strip"], options.show and not options.json)
     if not options.json:
         print_report(options, before, after, report)
+    shown = Console.present(Console.strip(*zip(*tiles)), paths["strip"], options.show and not options.json)
+    if not options.json:
         print(shown, file=sys.stderr)
     return report
 
@@ -124,7 +126,6 @@ def search(attack, logs=None):
             progress.update(state["step"], "fools" if state["fooled"] else "does not fool yet")
             if logs:
                 log_step(attack, state["step"])
-        progress.clear()
         found = attack.result()
         if logs:
             log_pictures(attack.faces, found.modified, int(attack.done) + 1)

@@ -93,7 +93,15 @@ def tiles_of(face, answer):
 
 def measure(path, dataset, net):
     """Accuracy on a database, on each class, and on each group where a meta_*.csv lies beside it."""
-    says = dataset.answers(tf.function(lambda x: net(x)))
+    ask, progress, done = tf.function(lambda x: net(x)), Console.Progress(dataset.nbdata, unit="faces"), 0
+
+    def counted(x):
+        nonlocal done
+        logits, done = ask(x).numpy(), done + len(x)
+        progress.update(done)
+        return logits
+    with progress:
+        says = dataset.answers(counted)
     is_ = dataset.label.argmax(1)
     right = says == is_
     confusion = [[int(np.sum((is_ == i) & (says == j))) for j in (0, 1)] for i in (0, 1)]

@@ -34,8 +34,8 @@ LEGEND = "accuracy in % on {}; (in brackets) did not learn; KO too big for the m
 class Options:
     net: Annotated[str, dict(help="architecture", choices=list(Models.NETWORKS))] = "densenet"
     train: Annotated[tuple, dict(help="databases to learn from, as Main.py takes them", nargs="+", metavar="DB")] = ()
-    test: Annotated[str | None, dict(help="database to measure on; without it the table shows the validation accuracy",
-                                     metavar="DB")] = None
+    test: Annotated[str | None, dict(help="database to measure on, as Main.py takes it; with --train alone the table "
+                                       "shows the validation accuracy", metavar="DB")] = None
     batch_size: Annotated[tuple[int, ...], dict(help="values of the grid", nargs="+", low=1)] = ()
     batchnorm: Annotated[tuple, dict(help="values of the grid", nargs="+", choices=["no", "yes"])] = ()
     dropout: Annotated[tuple[float, ...], dict(help="values of the grid", nargs="+", low=0, high=1)] = ()

@@ -32,7 +32,7 @@ class Options:
     attack: Annotated[str, dict(help="what looks for the files", choices=["ddn", "dx", "pgd"])] = "ddn"
     steps: Annotated[int | None, dict(help="of the attack (default: dx and ddn 300, pgd 40)", low=1)] = None
     radius: Annotated[float, dict(help="how far from its face a file may be, L2 in grey levels; 255 is 1.0 of a 0..1 "
-                                  "image", low=1)] = 255.0
+                                  "image", low=1, most=255 * Dataset.SIDE)] = 255.0
     rounds: Annotated[int, dict(help="the most trainings", low=1)] = 3
     faces: Annotated[int, dict(help="how many are attacked a round, drawn anew", low=1)] = 2000
     epochs: Annotated[int, dict(help="of each training", low=1)] = 2

@@ -29,6 +29,7 @@ import DataBases.synthesise
 import Dataset
 import Models
 import Robustness
+import Training
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +69,7 @@ def main(argv=None):
     given = Console.parse(Options, argv, __doc__)
     options = Options(**given)
     check(given)
+    Training.make_deterministic(0)
     radii = options.radii or (Robustness.TRANSFER_RADII if options.transfer else Robustness.RADII)[options.norm]
     options = dataclasses.replace(options, radii=tuple(sorted(set(radii))))
     dataset = Dataset.open_database(options.database, nbdata=options.faces)
@@ -89,12 +91,10 @@ def main(argv=None):
 def check(given):
     """Refuse options that do not go together."""
     black_box = {"substitute", "query_faces", "queries"} & given.keys()
-    if not given.get("transfer"):
-        for name in black_box:
-            raise Dataset.UserError(f"--{name.replace('_', '-')} is an option of --transfer; add that, or leave it out")
-    elif "attack" in given:
+    Console.must_stand_together(given, dict.fromkeys(sorted(black_box), "transfer"))
+    if given.get("transfer") and "attack" in given:
         raise Dataset.UserError("--transfer makes its files by PGD; leave --attack out")
-    elif black_box and not {"substitute", "query_faces"} <= black_box:
+    if black_box and not {"substitute", "query_faces"} <= black_box:
         raise Dataset.UserError("a substitute needs both --substitute NET and --query-faces DATABASE")
 
 

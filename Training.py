@@ -25,6 +25,7 @@ import Models
 METRICS = "metrics.json"
 MEASURE_STEPS = 500   # measure every epoch, or every so many steps of a longer one
 REPORT_STEPS = 10
+RANGE_STEPS = 200     # of the learning-rate range test
 MEASURED_TRAINING_FACES = 2000
 AUGMENTATION = {      # name: the most it changes a face
     "flip": 1.0,          # 1 mirrors every other face
@@ -275,12 +276,13 @@ def whiten(net, faces, seed):
         layer.w.assign(layer.w / (tf.math.reduce_std(outputs[0]) + 1e-6))
 
 
-def find_rate(net, train, recipe, teacher=None, steps=200):
+def find_rate(net, train, recipe, teacher=None, steps=RANGE_STEPS):
     """The learning-rate range test (Smith 2017): the rate rises from 1e-6 to 10 while the net learns.
 
     Yields (rate, loss) of each step, the loss averaged over the last steps; ends where it is four times the least, or
     no number. The net is spoiled after it.
     """
+    train.seed = recipe.seed
     rows = train.order(0)[:steps * recipe.batch_size]
     recipe = dataclasses.replace(recipe, schedule="range", learning_rate=10.0, warm_up=0.0, averaging=0.0,
                                  epochs=math.ceil(steps / math.ceil(len(rows) / recipe.batch_size)))
@@ -399,8 +401,7 @@ class Trainer:
         self.checkpoint = self._checkpoint(self.step)
         self.logs = Path(logs) if logs else None
         must_be_found(self.out)
-        for folder in filter(None, (self.out, self.logs)):
-            Dataset.make_folder(folder)
+        self._make_folders()
         self.description = description.encode()
         self.best, self.last = (tf.train.CheckpointManager(self.checkpoint, str(folder), 1, checkpoint_name="my_model")
                                 for folder in (self.out, self.out / "last"))
@@ -421,6 +422,17 @@ class Trainer:
         return tf.train.Checkpoint(step=step, optimizer=_Variables(self.optimizer.variables), net=self.net,
                                    average=_Variables(self.average.variables), **head)
 
+    def _make_folders(self):
+        """Make those of the checkpoints and of the logs; where one cannot be made no empty other stays behind."""
+        Dataset.make_folder(self.out)
+        try:
+            if self.logs:
+                Dataset.make_folder(self.logs)
+        except Dataset.UserError:
+            with contextlib.suppress(OSError):
+                self.out.rmdir()
+            raise
+
     def saved_step(self):
         """The step of what is saved in last/; None where nothing is."""
         prefix = self.last.latest_checkpoint
@@ -428,7 +440,7 @@ class Trainer:
 
     def resume(self):
         """Go on from last/. Raises NetworkError where there is nothing whole to go on from, and UserError where the
-        training faces are others than those that it began with."""
+        training faces are others than those that it began with, or more was learned than the recipe's epochs."""
         prefix = Models.find_checkpoint(self.out / "last")
         try:
             types = tf.train.load_checkpoint(prefix).get_variable_to_dtype_map()
@@ -446,6 +458,9 @@ class Trainer:
         if state.get("fingerprint", self.fingerprint) != self.fingerprint:  # earlier versions did not note it
             raise Dataset.UserError(f"{self.out}: the training databases are no longer those that this training began "
                                     "with; bring those back, or start again with another --out")
+        if self.step > self.total:
+            raise Dataset.UserError(f"{self.out}: {int(self.step)} steps are done, --epochs {self.recipe.epochs} are "
+                                    f"{self.total}; ask for more, or leave it out")
 
     def run(self):
         """Train to the end; yields {"step", "loss"} every REPORT_STEPS steps, and a row of the curve at each measure.

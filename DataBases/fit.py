@@ -26,7 +26,10 @@ def main(argv=None):
     options = Options(**Console.parse(Options, argv, __doc__))
     if Path(options.out).is_dir():
         raise Dataset.UserError(f"--out {options.out}: a folder; expected the file to write")
-    dataset = Dataset.DataSet.join([Dataset.open_database(name) for name in options.databases])
+    apart, left_out = Dataset.set_apart(Dataset.open_databases(options.databases))
+    for name, count in left_out.items():
+        print(f"{name}: {count:,} faces left out, which another of the databases holds", file=sys.stderr)
+    dataset = Dataset.DataSet.join([*apart.values()])
     women = dataset.label.argmax(1)
     if min(women.sum(), (1 - women).sum()) < 1:
         raise Dataset.UserError(f"{' '.join(options.databases)}: expected men and women, found one of them alone")

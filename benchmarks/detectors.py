@@ -98,7 +98,8 @@ def print_detection(name, find, folder, sheets):
     print(f"| {name} | {folder.name} | {len(found)} of {len(pictures)} | {wrong} | "
           f"{sum(map(len, boxes)) - len(found)} | {statistics.mean(seconds):.3f} |", flush=True)
     if sheets:
-        sheet(pictures, boxes).save(f"{sheets}_{name.replace(' ', '_')}_{folder.name}.png")
+        path = f"{sheets}_{name.replace(' ', '_')}_{folder.name}.png"
+        Dataset.write_whole(path, Dataset.to_png(sheet(pictures, boxes)))
 
 
 def sheet(pictures, boxes):

@@ -59,7 +59,7 @@ def main(argv=None):
 
 
 def with_noise(face, length):
-    """The face and Gaussian noise, rounded, of which the file's L2 is nearest to `length` grey levels: [1, 2304] uint8."""
+    """The face and Gaussian noise, whose length in the file is the nearest to `length` grey levels: [1, 2304] uint8."""
     noise = np.random.default_rng(0).standard_normal(face.shape)
     scales = np.linspace(0.0, 2.0, 2001) * length / np.linalg.norm(noise)
     files = [np.clip(np.rint(face + scale * noise), 0, 255).astype(np.uint8) for scale in scales]

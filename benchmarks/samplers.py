@@ -126,7 +126,6 @@ class Copula:
 
     def __init__(self, real, count):
         self.real, codes = real, real.codes[:, :count]
-        self.deviation = codes.std(0)
         normal = statistics.NormalDist()
         shares = np.linspace(5e-4, 1 - 5e-4, 257)
         self.normal = np.array([normal.inv_cdf(share) for share in shares])

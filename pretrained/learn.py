@@ -21,6 +21,7 @@ import Console
 
 import dataclasses
 import json
+import tempfile
 from typing import Annotated
 
 import tensorflow as tf
@@ -66,6 +67,17 @@ class Options:
 
 def main(argv=None):
     options = Options(**Console.parse(Options, argv, __doc__))
+    try:
+        code = learn_all(options)
+    except KeyboardInterrupt:
+        code = 130
+    if code == 130:
+        print("interrupted; the same python pretrained/learn.py goes on with all of it")
+    return code
+
+
+def learn_all(options):
+    """Every training that is left, one after another: the exit code."""
     for name in *ALL, "test4k":  # what is missing is told now, not hours later
         Dataset.open_database(f"{options.faces}/data_{name}.bin")
     for name, (learned, measured, recipe, start, teachers) in TRAININGS.items():
@@ -126,9 +138,11 @@ def mean(folders):
 
 def export(net, folder, record):
     """Write a net alone, without the optimizer, and its description with a record of its origin into a folder."""
-    tf.train.Checkpoint(net=net).write(str(folder / "my_model-1"))
     description = json.dumps(json.loads(net.description) | record, indent=1) + "\n"
-    Dataset.write_whole(folder / Models.DESCRIPTION, description.encode())
+    with tempfile.TemporaryDirectory() as scratch:
+        tf.train.Checkpoint(net=net).write(f"{scratch}/my_model-1")
+        files = {folder / path.name: path.read_bytes() for path in Path(scratch).iterdir()}
+    Dataset.write_all(files | {folder / Models.DESCRIPTION: description.encode()})
 
 
 if __name__ == "__main__":

@@ -41,7 +41,7 @@ def mislead(net, faces, wrong, name="dx", **options):
 
 RUNS = {  # name: (attack, options, the share of faces that it misleads at least)
     **{f"dx {norm}": ("dx", {"norm": norm, "steps": 200}, 1.0) for norm in Attacks.PENALTIES},
-    "fgsm": ("fgsm", {"radius": 40 / 256}, 0.0),
+    "fgsm": ("fgsm", {"radius": 100 / 256}, 0.5),
     "pgd linf": ("pgd", {"radius": 60 / 256}, 1.0),
     "pgd l2, random start": ("pgd", {"norm": "l2", "radius": 900 / 256, "random_start": True}, 1.0),
     "deepfool": ("deepfool", {}, 1.0),

@@ -124,8 +124,9 @@ def test_too_few_faces_to_split(run, in_folder):
 @pytest.mark.parametrize("option", ["--out", "--logs"])
 def test_folder_that_cannot_be_written(run, in_folder, database, option):
     (in_folder / "file").write_bytes(b"mine")
-    refuse(run(Main, "--train", database, "--net", "small", option, in_folder / "file" / "deeper"), "choose another")
-    assert files(in_folder) == [in_folder / "file"]
+    arguments = ["--train", database, "--net", "small", "--out", "run"]
+    refuse(run(Main, *arguments, option, in_folder / "file" / "deeper"), "choose another")
+    assert [*in_folder.iterdir()] == [in_folder / "file"]
 
 
 @pytest.mark.parametrize("name", ["run [1]", "run*", "run?"])
@@ -226,6 +227,11 @@ def test_options_that_cannot_go_together(run, in_folder, database, checkpoint):
     (in_folder / "face.raw").write_bytes(bytes(Dataset.DIM))
     refuse(run(Main, "--train", database, "--from", checkpoint, "--net", "resnet"), "leave --net out")
     refuse(run(Main, "--train", database, "--find-lr", "--teacher", "nowhere"), "nowhere: no checkpoint")
+    refuse(run(Main, "--train", database, "--find-lr", "--warm-up", "0"), "leave --warm-up out")
+    refuse(run(Main, "--train", database, "--from", checkpoint, "--freeze", "99"), "one must learn")
+    shutil.copytree(checkpoint, in_folder.parent / "my[1]")
+    refuse(run(Main, "--train", database, "--from", in_folder.parent / "my[1]"), "from-my[1]-")
+    assert not (in_folder / "checkpoints").exists()
     refuse(run(Main_adversarial, "face.raw", "man", "--checkpoint", checkpoint, "--norm", "none", "--weight", "5"),
            "weight 5: norm none has no penalty")
     transfer = [database, "--checkpoint", checkpoint, "--transfer"]

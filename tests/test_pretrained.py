@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 import Console
 import Dataset
@@ -51,6 +52,23 @@ def learn():
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def test_interrupted_it_says_how_to_go_on_with_all(learn, tmp_path, monkeypatch, capsys):
+    for interrupted in lambda options: 130, lambda options: (_ for _ in ()).throw(KeyboardInterrupt):
+        monkeypatch.setattr(learn, "learn_all", interrupted)
+        assert learn.main([str(tmp_path)]) == 130
+        assert capsys.readouterr().out == "interrupted; the same python pretrained/learn.py goes on with all of it\n"
+
+
+def test_what_is_exported_is_a_net_with_its_record(learn, tmp_path):
+    net = Models.build("small")
+    for number in 1, 2:
+        net.cv1.b.assign_add(tf.ones([3]))
+        learn.export(net, tmp_path, {"recipe": [number]})
+        assert Models.load(tmp_path)[0].cv1.b.numpy().tolist() == [number] * 3
+        assert json.loads((tmp_path / "network.json").read_text())["recipe"] == [number]
+    assert len([*tmp_path.iterdir()]) == 3
 
 
 def test_no_net_is_measured_on_what_it_or_a_teacher_learned_from(learn):

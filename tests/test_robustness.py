@@ -260,7 +260,7 @@ MISTAKES = {
     "steps of none": (["FEW", "--attack", "fgsm", "--steps", "4"], "--steps 4: fgsm has no steps; leave it out"),
     "noise below none": (["FEW", "--purify", "-1"], "--purify: -1: expected a number in [0, 255]"),
     "attack of a transfer": (["FEW", "--transfer", "--attack", "pgd"], "--transfer makes its files by PGD; leave"),
-    "substitute without a transfer": (["FEW", "--substitute", "small"], "--substitute is an option of --transfer"),
+    "substitute without a transfer": (["FEW", "--substitute", "small"], "--substitute does nothing without --transfer"),
     "questions without a substitute": (["FEW", "--transfer", "--queries", "9"], "needs both --substitute NET and"),
     "substitute without faces": (["FEW", "--transfer", "--substitute", "small"], "needs both --substitute NET and"),
     "too few faces to ask about": (["FEW", "--transfer", "--substitute", "small", "--query-faces", "FEW", "--queries",

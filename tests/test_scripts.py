@@ -23,7 +23,9 @@ import Dataset
 import Main
 import Main_adversarial
 import Main_inference
+import Main_robustness
 import Models
+import Training
 from DataBases import photo
 from conftest import write_database
 
@@ -88,7 +90,8 @@ def test_mislead_writes_files_that_inference_calls_wrong(trained):
 
 
 def test_importing_a_script_starts_nothing(tmp_path):
-    code = "import Main, Main_inference, Main_adversarial, Main_robustness, Main_retrain"
+    code = ("import Main, Main_inference, Main_adversarial, Main_robustness, Main_retrain, Main_meta\n"
+            "from DataBases import build, fit, synthesise")
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)},
                           capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
@@ -347,6 +350,16 @@ def test_attack_on_a_face_called_so_already_says_it(in_folder, checkpoint, capsy
     np.testing.assert_array_equal(np.fromfile("adv_man_mod.raw", np.uint8), face)
 
 
+def test_progress_is_told_of_a_long_database_and_of_a_range_test(database, in_folder, checkpoint, monkeypatch):
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    assert call(Main_inference, str(database), "--checkpoint", checkpoint) == 0
+    assert "100 %" in "".join(terminal) and "faces/s" in "".join(terminal)
+    terminal.clear()
+    assert call(Main, "--train", str(database), "--net", "small", "--find-lr") == 0
+    assert "steps/s" in "".join(terminal) and "loss" in "".join(terminal)
+
+
 @pytest.fixture
 def interruptible():
     """Ctrl-C as at a terminal: a process started in the background ignores it."""
@@ -469,6 +482,16 @@ def test_an_error_does_not_stand_behind_the_bar(in_folder, checkpoint, monkeypat
     told = "".join(terminal)
     assert told.rpartition("\x1b[K")[2].endswith("none.png: no such file\n") and "pictures/s" in told
     assert told.rpartition("\x1b[K")[0].endswith("\r")
+
+
+@pytest.mark.parametrize("script, more", [(Main_adversarial, ["--attack", "fgsm"]),
+                                          (Main_robustness, ["--attack", "fgsm", "--norm", "linf", "--no-show"])])
+def test_attacks_are_deterministic(in_folder, database, checkpoint, monkeypatch, script, more):
+    seeds = []
+    monkeypatch.setattr(Training, "make_deterministic", seeds.append)
+    Dataset.read_faces(database)[0].tofile("man.raw")
+    faces = ["man.raw", "1"] if script is Main_adversarial else [str(database), "--faces", "3"]
+    assert call(script, *faces, "--checkpoint", checkpoint, *more) in (0, 1) and seeds == [0]
 
 
 def test_an_interrupted_attack_leaves_no_bar(in_folder, checkpoint, monkeypatch):

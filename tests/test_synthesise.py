@@ -249,6 +249,16 @@ def test_a_model_of_one_s_own_faces(tmp_path, capsys):
     assert ((top - bottom > 30) | (bottom - top > 30)).mean() > 0.95  # of one kind or of the other
 
 
+def test_a_face_that_two_databases_hold_is_fitted_once(tmp_path, capsys):
+    database = write_database(tmp_path, "mine", 40)
+    write_database(tmp_path, "head", 20, seed=0)
+    Dataset.read_faces(database)[:20].tofile(tmp_path / "data_head.bin")
+    assert Console.run(fit.main, [str(tmp_path / "data_head.bin"), str(database), "--components", "9", "--out",
+                                  str(tmp_path / "x.npz")]) == 0
+    out, err = capsys.readouterr()
+    assert "9 eigenfaces of 40 faces" in out and "data_mine.bin: 20 faces left out" in err
+
+
 def test_fewer_faces_than_components_make_a_model(tmp_path):
     grey = Dataset.read_faces(write_database(tmp_path, "few", 10))
     model = faces.fit(grey, np.arange(10) % 2)

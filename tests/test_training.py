@@ -437,6 +437,19 @@ def test_trainings_of_one_name_have_logs_of_their_own(database, in_folder, capsy
     assert {path: path.stat().st_size for path in (in_folder / "logs" / "run").rglob("events*")} == before
 
 
+def test_logs_that_a_training_gets_when_resumed_are_its_own(database, in_folder, monkeypatch, capsys):
+    common = ["--train", str(database), "--net", "small", "--epochs", "1"]
+    assert Console.run(Main.main, [*common, "--out", "a/run"]) == 0
+    assert Console.run(Main.main, [*common, "--out", "b/run", "--logs", "none"]) == 0
+    capsys.readouterr()
+    assert Console.run(Main.main, ["--resume", "--out", "b/run", "--logs", "logs", "--epochs", "2"]) == 0
+    assert "summaries in logs/run-2\n" in capsys.readouterr().out
+    (in_folder / "here").mkdir()
+    monkeypatch.chdir(in_folder / "here")
+    assert Console.run(Main.main, [*common, "--out", "."]) == 0
+    assert "summaries in logs/here\n" in capsys.readouterr().out
+
+
 def test_frozen_layers_keep_their_weights(database, tmp_path):
     training = trainer(database, tmp_path, recipe=dataclasses.replace(RECIPE, freeze=2), net="resnet", nb_filter=4)
     layers = Training.weight_layers(training.net)
@@ -736,7 +749,10 @@ def test_main_says_the_accuracy_last_and_resume_refuses_other_options(database, 
     saved = json.loads((in_folder / "run" / "network.json").read_text())
     assert saved["network"] == "SmallConvNet" and saved["training"]["epochs"] == 2
     assert Console.run(Main.main, ["--resume", "--out", "run", "--seed", "4"]) == 2
-    assert "--resume goes on with seed 0, not 4" in capsys.readouterr().err
+    assert "--resume goes on with --seed 0, not 4" in capsys.readouterr().err
+    assert Console.run(Main.main, ["--resume", "--out", "run", "--epochs", "1"]) == 2
+    assert "run: 4 steps are done, --epochs 1 are 2; ask for more, or leave it out" in capsys.readouterr().err
+    assert json.loads((in_folder / "run" / "network.json").read_text()) == saved
     assert Console.run(Main.main, [*arguments[:-4], "--epochs", "3", "--resume", "--out", "run"]) == 0
     assert len(json.loads((in_folder / "run" / "metrics.json").read_text())["curve"]) == 3
 
