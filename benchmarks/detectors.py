@@ -63,7 +63,9 @@ def opencv():
 
 
 def main(argv=None):
-    options = Options(**Console.parse(Options, argv, __doc__))
+    given = Console.parse(Options, argv, __doc__)
+    options = Options(**given)
+    Console.must_stand_together(given, {"sheets": "pictures", "faces": "template"})
     if not (options.template or options.pictures):
         raise Dataset.UserError("nothing to measure; name --pictures DIR ... or --template DB ...")
     if options.template and not photo.installed():

@@ -53,6 +53,7 @@ MISTAKES = {
     "row": (samplers, ["BASE", "--test", "BASE", "--rows", "GAM"], "--rows GAM: expected some of "),
     "pretraining": (ablations, ["--database", "BASE", "--rows", "transfer from pretraining"], "needs --pretraining"),
     "nothing": (detectors, [], "nothing to measure; name --pictures"),
+    "sheets of nothing": (detectors, ["--template", "BASE", "--sheets", "x"], "nothing without --pictures"),
 }
 
 
