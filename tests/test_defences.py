@@ -200,7 +200,7 @@ MISTAKES = {
     "no faces": ([], ["--train"], "the following arguments are required: --train"),
     "no rounds": (["--rounds", "0"], [], "--rounds: 0: expected 1 or more"),
     "unknown attack": (["--attack", "jsma"], [], "invalid choice: 'jsma'"),
-    "radius no file can hold": (["--radius", "0.5"], [], "--radius: 0.5: expected 1 or more"),
+    "radius no file can hold": (["--radius", "0.5"], [], "--radius: 0.5: expected a number in [1, 12240]"),
     "no such database": (["--train", "nowhere.bin"], [], "nowhere.bin: expected a name such as 10k"),
     "no such checkpoint": (["--from", "nowhere"], [], "nowhere: no checkpoint"),
 }
