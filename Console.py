@@ -340,6 +340,12 @@ class Progress:
         print(text, flush=True)
 
 
+def tell_left_out(left_out, holders):
+    """Say on stderr which faces Dataset.set_apart left out ({database: how many}), and what else holds them."""
+    for name, count in left_out.items():
+        print(f"{name}: {count:,} faces left out, which {holders}", file=sys.stderr)
+
+
 def watched(losses, total):
     """The pairs (rate, loss) of `losses`, of at most `total` steps, with progress."""
     progress = Progress(total)

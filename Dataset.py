@@ -9,7 +9,6 @@ import errno
 import inspect
 import io
 import mmap
-import operator
 import os
 import warnings
 import zlib
@@ -57,7 +56,7 @@ def to_grey(x):
     return np.clip(np.rint(np.asarray(x, np.float32) * GREY_LEVELS + MIDDLE), 0, 255).astype(np.uint8)
 
 
-class FaceArray(np.lib.mixins.NDArrayOperatorsMixin):
+class FaceArray:
     """[N, 2304] faces that stay uint8, on disk or in memory, and read as float32 in the course's scale.
 
     Indexing converts what is indexed and nothing else; any other use as an array converts all faces.
@@ -67,6 +66,7 @@ class FaceArray(np.lib.mixins.NDArrayOperatorsMixin):
     """
     dtype = np.dtype(np.float32)
     ndim = 2
+    __hash__ = None  # as NumPy's arrays
 
     def __init__(self, parts, rows=None):
         self.parts = parts
@@ -122,8 +122,9 @@ class FaceArray(np.lib.mixins.NDArrayOperatorsMixin):
         return getattr(np.asarray(self), name)
 
 
-for _name in "add", "sub", "mul", "truediv", "matmul":  # as NumPy's own arrays, these leave a tf.Variable its part
-    setattr(FaceArray, f"__{_name}__", lambda faces, other, act=getattr(operator, _name): act(np.asarray(faces), other))
+for _name, _operator in vars(np.lib.mixins.NDArrayOperatorsMixin).items():
+    if callable(_operator):  # an operator of NumPy's own arrays, which leave a tf.Variable its part of the work
+        setattr(FaceArray, _name, lambda faces, *others, _name=_name: getattr(np.asarray(faces), _name)(*others))
 
 
 def give_back(mapped):

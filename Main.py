@@ -173,8 +173,7 @@ def databases(options):
     learned, left_out = Dataset.set_apart(learned, measured)
     if not learned:
         raise Dataset.UserError(f"{options.test} holds all faces of --train; a test base holds faces never learned")
-    for name, count in left_out.items():
-        print(f"{name}: {count:,} faces left out, which --test or another --train holds", file=sys.stderr)
+    Console.tell_left_out(left_out, "--test or another --train holds")
     return Dataset.DataSet.join(list(learned.values())), measured
 
 

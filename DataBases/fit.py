@@ -27,8 +27,7 @@ def main(argv=None):
     if Path(options.out).is_dir():
         raise Dataset.UserError(f"--out {options.out}: a folder; expected the file to write")
     apart, left_out = Dataset.set_apart(Dataset.open_databases(options.databases))
-    for name, count in left_out.items():
-        print(f"{name}: {count:,} faces left out, which another of the databases holds", file=sys.stderr)
+    Console.tell_left_out(left_out, "another of the databases holds")
     dataset = Dataset.DataSet.join([*apart.values()])
     women = dataset.label.argmax(1)
     if min(women.sum(), (1 - women).sum()) < 1:

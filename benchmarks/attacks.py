@@ -34,7 +34,7 @@ import Dataset
 import Models
 from DataBases import synthesise
 
-TOOLKITS = ("foolbox", "art.attacks.evasion", "art.estimators.classification")
+TOOLKITS = {"Foolbox": ["foolbox"], "ART": ["art.attacks.evasion", "art.estimators.classification"]}
 REPAIRS = 1.005 ** np.arange(600)  # times the noise, up to 20
 FURTHEST = 2.0
 RACE = (20, 30, 40, 50, 60, 80, 100, 150, 200, 300, 500)
@@ -130,6 +130,7 @@ def grid(settings, **options):
                         if settings[option] != value)]
 
 
+CW = {"binary_search_steps": 5, "stepsize": 0.003, "initial_const": 1e-3, "abort_early": False}  # Foolbox's
 CONTESTANTS = {  # name: (attack, settings, the first of them reported)
     "dx": (ours("dx"), [{}]),
     "dx, floats": (ours("dx"), [{"rounding": False}]),
@@ -137,10 +138,8 @@ CONTESTANTS = {  # name: (attack, settings, the first of them reported)
     "Foolbox DDN": (foolbox("DDNAttack"), grid({"init_epsilon": 0.3, "gamma": 0.05}, init_epsilon=[1.0, 3.0],
                                                gamma=[0.02, 0.1])),
     "Foolbox C&W": (foolbox("L2CarliniWagnerAttack"), grid(
-        {"binary_search_steps": 5, "stepsize": 0.003, "initial_const": 1e-3, "abort_early": False},
-        binary_search_steps=[2, 9], stepsize=[0.01, 0.03, 0.1], initial_const=[0.1, 1.0], abort_early=[True])),
-    "Foolbox C&W, step 0.01": (foolbox("L2CarliniWagnerAttack"), [  # its default
-        {"binary_search_steps": 5, "stepsize": 0.01, "initial_const": 1e-3, "abort_early": False}]),
+        CW, binary_search_steps=[2, 9], stepsize=[0.01, 0.03, 0.1], initial_const=[0.1, 1.0], abort_early=[True])),
+    "Foolbox C&W, step 0.01": (foolbox("L2CarliniWagnerAttack"), [CW | {"stepsize": 0.01}]),  # its default
     "Foolbox DeepFool": (foolbox("L2DeepFoolAttack", targeted=False), grid({"overshoot": 0.02}, overshoot=[1e-4])),
     "ART C&W": (art("CarliniL2Method", 10), grid(
         {"targeted": True, "binary_search_steps": 5, "learning_rate": 0.1, "initial_const": 0.1},
@@ -243,16 +242,17 @@ def main(argv=None):
     if not len(right):
         raise Dataset.UserError(f"{options.database}: no face in it that the net calls right; choose another")
     faces, wrong = dataset.data.grey(right), 1 - annotated[right]
-    for toolkit in TOOLKITS:  # ahead of the clock; without it its rows say so
-        with contextlib.suppress(ImportError):
-            importlib.import_module(toolkit)
+    names = options.attacks or [*CONTESTANTS]
+    for module in {module for name in names for module in TOOLKITS.get(name.split()[0], [])}:  # ahead of the clock
+        with contextlib.suppress(ImportError):  # its rows say so
+            importlib.import_module(module)
     print(f"{len(faces)} faces")
     print("| attack | budget | found | L2 | files that fool | their L2 | repaired | L2 | area | NaN | black "
           "| outside 0..1 | falsely reported | forward | backward | s |")
     print("|---" * 16 + "|")
     rows = {}
     for passes in options.passes:
-        for name in options.attacks or CONTESTANTS:
+        for name in names:
             settings = CONTESTANTS[name][1]
             for given in settings if options.tune else settings[:1]:
                 row = compete(name, given, ask, faces, wrong, passes)
