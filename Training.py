@@ -45,13 +45,16 @@ FALLS = {             # name: share of the peak learning rate when the share t o
     "inverse": lambda t: 1.0 / (1.0 + 19.0 * t),                             # 1/t, a twentieth at the end
     "range": lambda t: 10.0 ** (7.0 * (t - 1.0)),  # the learning-rate range test: rises (Smith 2017)
 }
-LOSSES = {            # name: loss of each face, from labels and probabilities [N, 2]
-    "cross-entropy": lambda labels, p: -tf.reduce_sum(labels * tf.math.log(p), 1),
-    "squared-error": lambda labels, p: tf.reduce_sum(tf.square(labels - p), 1),  # slide "Minimum Mean Squared Error"
+LOSSES = {            # name: loss of each face, from labels (which may be shares) and logits [N, 2]
+    "cross-entropy": tf.nn.softmax_cross_entropy_with_logits,
+    # slide "Minimum Mean Squared Error"
+    "squared-error": lambda labels, logits: tf.reduce_sum(tf.square(labels - tf.nn.softmax(logits)), 1),
     # Zhang and Sabuncu 2018, q = 0.7: between cross entropy and the absolute error, which wrong labels mislead least
-    "generalized": lambda labels, p: (1.0 - tf.reduce_sum(labels * p, 1) ** 0.7) / 0.7,
+    "generalized": lambda labels, logits: tf.reduce_sum(
+        labels * (1.0 - tf.exp(0.7 * tf.nn.log_softmax(logits))), 1) / 0.7,
     # Reed et al. 2015, soft bootstrapping: the net's own answer is a twentieth of the label
-    "bootstrap": lambda labels, p: -tf.reduce_sum((0.95 * labels + 0.05 * tf.stop_gradient(p)) * tf.math.log(p), 1),
+    "bootstrap": lambda labels, logits: tf.nn.softmax_cross_entropy_with_logits(
+        0.95 * labels + 0.05 * tf.stop_gradient(tf.nn.softmax(logits)), logits),
 }
 
 NOT_COMPARED = {"out", "logs", "resume", "find_lr"}  # options of Main.py that tell two trainings apart in no way
@@ -154,12 +157,20 @@ def can_resume(folder):
 
 
 def split(dataset, share, seed):
-    """(training, validation) parts of a DataSet; `share` of its faces, at least one, validate."""
+    """(training, validation) parts of a DataSet; `share` of its faces, at least one, validate.
+
+    A picture that the database holds twice, once in either part, does not validate: the net has learned it.
+    """
     rows = np.random.default_rng([seed, dataset.nbdata]).permutation(dataset.nbdata)
     count = max(1, round(share * dataset.nbdata))
     if count >= dataset.nbdata:
         raise Dataset.UserError(f"{dataset.nbdata} training faces: too few to keep {count} for validation")
-    return dataset.subset(rows[count:]), dataset.subset(rows[:count])
+    training = dataset.subset(rows[count:])
+    kept, _ = Dataset.set_apart({"validation": dataset.subset(rows[:count])}, training)
+    if not kept:
+        raise Dataset.UserError(f"{dataset.nbdata} training faces: the {count} to keep for validation are all among "
+                                "the others too; bring faces that differ, or a greater --validation")
+    return training, kept["validation"]
 
 
 def to_float(faces):
@@ -289,6 +300,7 @@ def find_rate(net, train, recipe, teacher=None, steps=RANGE_STEPS):
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(net, train.subset(rows), train.subset(rows[:1]), None, recipe, folder, None, net.description,
                           teacher)
+        trainer.total = steps  # the last epoch need not be whole
         average, least = 0.0, math.inf
         for step, batch in enumerate(trainer.batches(0), 1):
             average = 0.95 * average + 0.05 * float(trainer.learn(*batch))
@@ -301,18 +313,13 @@ def find_rate(net, train, recipe, teacher=None, steps=RANGE_STEPS):
             yield float(trainer.optimizer.learning_rate), loss
 
 
-def _probabilities(logits):
-    """Their softmax, kept off 0 and 1, so that every loss is finite."""
-    return tf.nn.softmax(logits) * (1.0 - 2e-7) + 1e-7
-
-
 def _scores(name, labels, logits, loss):
     """{name_accuracy, name_cross_entropy} of labels and logits [N, 2], and name_<loss> where that is another."""
     scores = {f"{name}_accuracy": float(np.mean(logits.argmax(1) == labels.argmax(1))),
               f"{name}_cross_entropy": float(tf.reduce_mean(tf.nn.softmax_cross_entropy_with_logits(labels, logits)))}
     if loss == "cross-entropy":
         return scores
-    values = LOSSES[loss](labels, _probabilities(logits))
+    values = LOSSES[loss](labels, logits)
     return scores | {f"{name}_{loss.replace('-', '_')}": float(tf.reduce_mean(values))}
 
 
@@ -523,7 +530,7 @@ class Trainer:
         with tf.GradientTape() as tape, Layers.dropout_seed(seed):
             features = self.net(x, False, True, last=-1)
             logits = tf.cast(self.net.sequence()[-1](features, False, True), tf.float32)
-            loss = tf.reduce_mean(LOSSES[self.recipe.loss](labels, _probabilities(logits)))
+            loss = tf.reduce_mean(LOSSES[self.recipe.loss](labels, logits))
             if self.recipe.traits:
                 loss += self.recipe.traits * self._traits_loss(features, traits)
             if self.recipe.l1:
