@@ -308,6 +308,14 @@ class Progress:
         """Units a second since the start."""
         return self.scale * (done - self.first) / max(time.monotonic() - self.start, 1e-9)
 
+    def _speed(self, done):
+        """The rate as text, a minute's or an hour's where less than one is done in a second."""
+        rate = self.rate(done)
+        for period, seconds in ("s", 1), ("min", 60), ("h", 3600):
+            if not rate or rate * seconds >= 1.0:
+                break
+        return f"{rate * seconds:.0f} {self.unit}/{period}"
+
     def left(self, done):
         """The remaining time as text; "-" before anything was done."""
         return duration(self.scale * (self.total - done) / self.rate(done)) if done > self.first else "-"
@@ -318,13 +326,13 @@ class Progress:
         if now - self.drawn < (0.1 if self.live else 60.0) and not (self.live and done == self.total):
             return
         self.drawn = now
-        tail = f" {100 * done // self.total:3d} %  {self.rate(done):.0f} {self.unit}/s  {self.left(done)} left  {text}"
+        tail = f" {int(100 * done / self.total):3d} %  {self._speed(done)}  {self.left(done)} left  {text}"
         if not self.live:
             print(tail.strip(), file=sys.stderr, flush=True)
             return
         columns = _columns()
         width = columns - 3 - len(tail)
-        full = max(width, 0) * done // self.total
+        full = int(max(width, 0) * done / self.total)
         bar = f"[{'#' * full}{'.' * (width - full)}]" if width > 0 else ""
         sys.stderr.write(f"\r{(bar + tail)[:columns - 1]}\x1b[K")
         sys.stderr.flush()
@@ -334,10 +342,10 @@ class Progress:
             sys.stderr.write("\r\x1b[K")
             sys.stderr.flush()
 
-    def line(self, text):
-        """Print a line on stdout, above the bar."""
+    def line(self, text, file=None):
+        """Print a line, on stdout or what is given, above the bar."""
         self.clear()
-        print(text, flush=True)
+        print(text, file=file, flush=True)
 
 
 def tell_left_out(left_out, holders):

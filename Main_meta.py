@@ -12,6 +12,7 @@ import Console  # first: it silences TensorFlow's start
 
 import csv
 import dataclasses
+import inspect
 import io
 import itertools
 import json
@@ -26,7 +27,7 @@ from DataBases import synthesise
 
 PARAMETERS = ("batch_size", "batchnorm", "dropout", "nb_filter", "nb_block", "nb_conv")
 SWEPT = {field.name for field in dataclasses.fields(Main.Options) if not isinstance(field.default, tuple)} - {
-    "test", "net", "epochs", "seed", "out", "logs", "resume", "find_lr", "start"}
+    "test", "net", "epochs", "seed", "out", "logs", "resume", "find_lr", "start", "freeze", "teaching"}
 LEGEND = "accuracy in % on {}; (in brackets) did not learn; KO too big for the memory; - not run"
 
 
@@ -71,17 +72,19 @@ def main(argv=None):
         raise Dataset.UserError(f"--rows {min(unknown)}: not in the grid, which has {', '.join(grid)}")
     for name in filter(None, (*options.train, options.test)):
         Dataset.open_database(name)
+    must_be_trainable(options, grid)
     sweep = Sweep.Sweep(options, grid)
     if options.run:
         progress = Console.Progress(sweep.total, len(sweep.results()), "trainings")
-        progress.line(f"{sweep.total} trainings, in {options.out}")
+        aside = None if options.format == "text" else sys.stderr  # stdout is the table's, to be sent into a file
+        progress.line(f"{sweep.total} trainings, in {options.out}", aside)
         try:
             for done, line in sweep.run():
-                progress.line(line)
+                progress.line(line, aside)
                 progress.update(done)
         except KeyboardInterrupt:
             progress.clear()
-            print("interrupted, and saved; the same command goes on")
+            print("interrupted, and saved; the same command goes on", file=aside)
             return 130
         progress.clear()
     print(FORMATS[options.format](sweep.results(), grid, options), end="")
@@ -104,8 +107,18 @@ def read_grid(options):
         if unknown := set(grid) - SWEPT:
             raise Dataset.UserError(f"{options.grid}: {min(unknown)} is no option of Main.py that a grid can hold")
     given = {name: list(getattr(options, name)) for name in PARAMETERS if getattr(options, name)}
-    grid = grid | given or {"nb_conv": [1, 2, 4], "dropout": [0.0, 0.3]}
+    depths = {"nb_conv": [1, 2, 4]} if "nb_conv" in inspect.signature(Models.NETWORKS[options.net][0]).parameters else {}
+    grid = grid | given or depths | {"dropout": [0.0, 0.3]}
     return {name: list(dict.fromkeys(grid[name])) for name in sorted(grid, key=lambda name: name in options.rows)}
+
+
+def must_be_trainable(options, grid):
+    """Raise UserError where Main.py would refuse a cell of the grid."""
+    for cell in values(grid, grid):
+        given = Console.parse(Main.Options, Sweep.arguments(options, dict(zip(grid, cell))), Main.__doc__)
+        Console.must_stand_together(given, Main.NEEDS)
+    small = {name: 1 if name.startswith("nb_") else given[name] for name in Main.NET_OPTIONS if name in given}
+    Models.build(options.net, **small)  # knows which options a net has
 
 
 def mark(result):

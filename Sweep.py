@@ -9,6 +9,7 @@ import datetime
 import itertools
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -41,6 +42,18 @@ def _lock(folder):
         file.close()
         return None
     return file
+
+
+def arguments(options, parameters):
+    """What Main.py is given for one training; a parameter that is None is left to its default."""
+    given = ["--net", options.net, "--epochs", str(options.epochs), "--seed", str(options.seed)]
+    given += ["--train", *options.train] if options.train else []
+    given += ["--test", options.test] if options.test else []
+    for name, value in parameters.items():
+        flag = name.replace("_", "-")
+        if value is not None:
+            given += {"yes": [f"--{flag}"], "no": [f"--no-{flag}"]}.get(value, [f"--{flag}", str(value)])
+    return given
 
 
 class Sweep:
@@ -184,6 +197,8 @@ class Sweep:
                 lock = None if twice else _lock(folder)
                 if not lock:
                     self._end(trial, state=self.states.FAIL)
+                    if twice and self.options.search != "grid":
+                        self._propose_another(trial)
                     continue
                 known = self._known(trial.params, self._told())
                 if not known:
@@ -207,6 +222,13 @@ class Sweep:
         reached = "too big for the memory" if too_big else f"{100 * result['accuracy']:.2f} %"
         return f"{reached}  {' '.join(f'{name}={value}' for name, value in trial.params.items())}"
 
+    def _propose_another(self, trial):
+        """Put a cell that nobody has asked for in the place of one asked for twice: a sampler that thinks the best
+        cell is one that was trained already would propose it for ever."""
+        asked = [self._parameters(other) for other in self._trials("COMPLETE", "RUNNING", "WAITING")]
+        if left := [cell for cell in self.cells if cell not in asked]:
+            self.study.enqueue_trial(random.Random(trial.number).choice(left))
+
     def _complete(self, trial, result):
         """Tell the result of a trial; as one of its own where the process that was given the same one has ended it."""
         import optuna
@@ -221,20 +243,13 @@ class Sweep:
     def _start(self, parameters, folder, lock):
         """The process of a training, which holds the lock as long as it lives."""
         o = self.options
-        arguments = ["--net", o.net, "--epochs", str(o.epochs), "--seed", str(o.seed)]
-        arguments += ["--train", *o.train] if o.train else []
-        arguments += ["--test", o.test] if o.test else []
-        for name, value in parameters.items():
-            flag = name.replace("_", "-")
-            arguments += {"yes": [f"--{flag}"], "no": [f"--no-{flag}"]}.get(value, [f"--{flag}", str(value)])
-        if Training.can_resume(folder):
-            arguments = ["--resume"]
-        else:
+        given = ["--resume"] if Training.can_resume(folder) else arguments(o, parameters)
+        if not Training.can_resume(folder):
             for rest in folder.glob("my_model-*"):  # of one killed before it had saved what it could be resumed from
                 rest.unlink()
         threads = str(max(1, (os.cpu_count() or 1) // o.processes))
         with open(folder / "log", "w", encoding="utf-8") as log:
-            child = subprocess.Popen([sys.executable, str(MAIN), *arguments, "--logs", o.logs, "--out", str(folder)],
+            child = subprocess.Popen([sys.executable, str(MAIN), *given, "--logs", o.logs, "--out", str(folder)],
                                      stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
                                      pass_fds=[lock.fileno()], env=os.environ | {"TF_NUM_INTRAOP_THREADS": threads})
         self.children.add(child)

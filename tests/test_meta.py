@@ -56,9 +56,14 @@ accuracy = 0.52 if convolutions > 6 and not normalised else 0.8 + convolutions /
 
 @pytest.fixture
 def stand_in(in_folder, monkeypatch):
-    """Main.py's place is taken by a script that learns nothing, quickly."""
+    """Main.py's place is taken by a script that learns nothing, quickly, and of few faces."""
     (in_folder / "Main.py").write_text(STAND_IN)
     monkeypatch.setattr(Sweep, "MAIN", in_folder / "Main.py")
+    (in_folder / "few").mkdir()
+    for seed, name in enumerate(("10k", "test10k")):
+        write_database(in_folder / "few", name, 10, seed)
+    monkeypatch.setattr(Dataset, "DATABASES", in_folder / "few")
+    monkeypatch.setattr(Dataset.default_databases, "__defaults__", (in_folder / "few",))
     return in_folder
 
 
@@ -110,7 +115,9 @@ def test_without_databases_named_the_table_names_those_that_main_takes(stand_in,
 
 def test_markdown_and_csv(stand_in, database, capsys):
     grid = ["--net", "convnet", "--batch-size", "64", "256", "--nb-conv", "1", "39"]
-    sweep(capsys, *grid)
+    _, out, err = sweep(capsys, *grid, "--format", "csv")
+    assert out.startswith("net,epochs,seed,") and len(out.splitlines()) == 5  # the table alone
+    assert "4 trainings, in checkpoints/meta" in err
     _, out, _ = sweep(capsys, *grid, "--no-run", "--format", "markdown")
     assert out.splitlines()[2:] == ["| nb_conv | batch_size 64 | batch_size 256 |", "| ---: | ---: | ---: |",
                                     "| 1 | 81.0 | 81.0 |", "| 39 | KO | KO |"]
@@ -140,6 +147,59 @@ def test_search_stops_at_its_budget_and_repeats_nothing(stand_in, search, capsys
     assert len(set(ran(stand_in))) == len(ran(stand_in)) == 10
 
 
+def test_tpe_ends_where_the_best_cell_is_trained_already(stand_in, capsys):
+    """Told that a cell was asked for twice, TPE proposes it again: its model has learned nothing new."""
+    grid = ["--batch-size", "32", "64", "--nb-filter", "4", "8", "--nb-conv", "1", "2", "3", "4", "5", "6"]
+    assert sweep(capsys, *grid, "--search", "tpe", "--trials", "24")[0] == 0
+    assert len(set(ran(stand_in))) == len(ran(stand_in)) == 24
+    assert Path("checkpoints/meta/journal.log").stat().st_size < 200_000
+
+
+def test_a_search_looks_for_the_best(stand_in, capsys, monkeypatch):
+    made, create = [], optuna.create_study
+    monkeypatch.setattr(optuna, "create_study", lambda **options: made.append(create(**options)) or made[-1])
+    sweep(capsys, "--nb-conv", "1", "2", "3", "--search", "tpe")
+    assert made[-1].best_params == {"nb_conv": 3}
+
+
+def test_a_search_does_not_see_the_test_base_in_what_a_grid_has_trained(stand_in, database, capsys, monkeypatch):
+    made, create = [], optuna.create_study
+    monkeypatch.setattr(optuna, "create_study", lambda **options: made.append(create(**options)) or made[-1])
+    grid = ["--nb-conv", "2", "--test", str(database.with_name("data_test.bin"))]
+    for search in "grid", "tpe":
+        sweep(capsys, *grid, "--search", search)
+    assert len(ran(stand_in)) == 1 and made[-1].best_value == pytest.approx(0.83)  # the test base's is 0.82
+
+
+def test_what_learned_is_judged_by_the_test_base(stand_in, capsys):
+    men, even = (write_database(stand_in, name, 10, seed) for seed, name in enumerate(("men", "even")))
+    np.eye(2, dtype="<f4")[[0] * 8 + [1] * 2].tofile(stand_in / "gender_men.bin")
+    _, out, _ = sweep(capsys, "--nb-conv", "2", "--train", str(even), "--test", str(men))
+    assert out.splitlines()[-1].split() == ["2", "(82.0)"]  # men alone are 80 %
+
+
+@pytest.mark.parametrize("given, grid, said", [
+    (["--net", "nn4", "--nb-conv", "1"], None, "net nn4 has no option nb_conv"),
+    ([], {"freeze": [0, 2]}, "freeze is no option"),
+    ([], {"adversarial": [0, 50], "adversarial_steps": [1, 2]}, "--adversarial-steps does nothing without"),
+    ([], {"dropout": [0.1, 2]}, "--dropout: 2: expected a number in"),
+    ([], {"balance": ["sex", "size"]}, "--balance: invalid choice: 'size'")])
+def test_a_grid_that_main_would_refuse_is_refused_before_anything_is_written(stand_in, capsys, given, grid, said):
+    (stand_in / "grid.json").write_text(json.dumps(grid))
+    code, _, err = sweep(capsys, *given, *(["--grid", "grid.json"] if grid else []))
+    assert code == 2 and said in err and err.count("\n") == 1
+    assert not Path("checkpoints").exists() and not ran(stand_in)
+
+
+def test_null_leaves_an_option_out_and_each_net_has_a_grid(stand_in, capsys):
+    (stand_in / "grid.json").write_text('{"balance": [null, "sex"]}')
+    code, out, err = sweep(capsys, "--grid", "grid.json")
+    assert (code, err) == (0, "") and ["--balance sex" in line for line in ran(stand_in)].count(True) == 1
+    assert len(ran(stand_in)) == 2
+    for net in Models.NETWORKS:
+        assert sweep(capsys, "--net", net, "--no-run")[0] == 0
+
+
 def test_a_grid_from_a_file_and_from_flags(stand_in, capsys):
     (stand_in / "grid.json").write_text('{"optimizer": ["sgd", "adam"], "nb_conv": [1, 2], "batchnorm": [true]}')
     sweep(capsys, "--grid", "grid.json", "--nb-conv", "3")
@@ -158,8 +218,10 @@ def wait_for(path):
 
 def start(folder, *arguments):
     """Main_meta.py in a process of its own, with the stand-in."""
-    code = (f"import sys; sys.path.insert(0, {str(ROOT)!r}); import Console, Main_meta, Sweep; "
+    few = str(folder / "few")
+    code = (f"import sys; sys.path.insert(0, {str(ROOT)!r}); import Console, Dataset, Main_meta, Sweep; "
             f"Sweep.MAIN = {str(folder / 'Main.py')!r}; "
+            f"Dataset.DATABASES = {few!r}; Dataset.default_databases.__defaults__ = ({few!r},); "
             f"sys.exit(Console.run(Main_meta.main, {['--logs', 'none', *arguments]!r}))")
     return subprocess.Popen([sys.executable, "-c", code], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                             text=True, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler))
