@@ -288,8 +288,9 @@ class Misleading(Attack):
             raise Dataset.UserError(f"weight {weight:g}: norm none has no penalty to weigh; leave the weight out")
         self.norm, self.stops, self.looks_for_weight = _one_of(norm, PENALTIES), norm == "none", weight is None
         self.settles, self.rounding = norm == "l2" and weight is None, rounding
-        start = tf.random.stateless_uniform(self.x.shape, [seed, 0], -0.25, 0.25) / Dataset.GREY_LEVELS
-        self.dx.assign(start * self.mask)
+        # One for all faces: what is found of a face shall not depend on those beside it.
+        start = tf.random.stateless_uniform([Dataset.DIM], [seed, 0], -0.25, 0.25) / Dataset.GREY_LEVELS
+        self.dx.assign(tf.broadcast_to(start * self.mask, self.x.shape))
         first = self.FIRST_WEIGHT[norm] if weight is None else float(weight)
         self.weight = tf.Variable(tf.fill([len(faces)], first))
         self.length = tf.Variable(tf.zeros([len(faces)]))
@@ -475,19 +476,20 @@ class JSMA(Attack):
 class CarliniWagner(Attack):
     """Carlini and Wagner's L2 attack (2017): Adam on |DX|^2 + constant x max(-lead, 0), where x + DX is a tanh.
 
-    Each face looks for the least constant that fools, in ROUNDS searches: ten times as large after one that failed, a
-    tenth after one that fooled, and the geometric mean once both were seen. Other than in the paper the step size
-    falls along half a cosine within each. A pixel of 0 or 255 begins so far out that it hardly moves in 100 steps.
+    Each face looks for the least constant that fools, in ROUNDS searches (fewer where they had less than SEARCH steps):
+    ten times as large after one that failed, a tenth after one that fooled, and the geometric mean once both were seen.
+    Other than in the paper the step size falls along half a cosine within each. A pixel of 0 or 255 begins so far out
+    that it hardly moves in 100 steps.
 
     steps  of all searches together
     """
-    ROUNDS = 5
+    ROUNDS, SEARCH = 5, 20
     FIRST_CONSTANT = 0.1
     LEARNING_RATE = 0.02  # of Adam on the argument of the tanh
 
     def __init__(self, net, faces, wrong, steps=500, mask=None):
         super().__init__(net, faces, wrong, steps, mask)
-        self.round = math.ceil(steps / self.ROUNDS)
+        self.round = math.ceil(steps / min(max(steps // self.SEARCH, 1), self.ROUNDS))
         middle, self.half = (Dataset.WHITE + Dataset.BLACK) / 2.0, (Dataset.WHITE - Dataset.BLACK) / 2.0
         self.middle = middle
         self.start = tf.atanh(0.9999 * (self.x - middle) / self.half)  # the very black and white are at infinity

@@ -367,8 +367,8 @@ def work(parts):
     """Run a Robustness.Parts to its end, with progress."""
     progress = Progress(parts.total, parts.done, "faces")
     with progress:
-        for text in parts.run():
-            progress.update(parts.done, text)
+        for done, text in parts.run():
+            progress.update(done, text)
 
 
 def learn(trainer, text):

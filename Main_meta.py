@@ -44,7 +44,8 @@ class Options:
     nb_block: Annotated[tuple[int, ...], dict(help="values of the grid", nargs="+", low=1, high=7)] = ()
     nb_conv: Annotated[tuple[int, ...], dict(help="values of the grid", nargs="+", low=1)] = ()
     grid: Annotated[str | None, dict(help='JSON file of the grid: {"nb_conv": [1, 2], "optimizer": ["sgd", "adam"]}; '
-                                     "options of Main.py with one value; flags given beside it replace its lists",
+                                     "options of Main.py with one value, null to leave one out; flags given beside "
+                                     "it replace its lists",
                                      metavar="FILE")] = None
     rows: Annotated[tuple, dict(help="parameters whose values are rows of the table",
                                 nargs="+", metavar="NAME")] = ("nb_block", "nb_conv")
@@ -107,7 +108,8 @@ def read_grid(options):
         if unknown := set(grid) - SWEPT:
             raise Dataset.UserError(f"{options.grid}: {min(unknown)} is no option of Main.py that a grid can hold")
     given = {name: list(getattr(options, name)) for name in PARAMETERS if getattr(options, name)}
-    depths = {"nb_conv": [1, 2, 4]} if "nb_conv" in inspect.signature(Models.NETWORKS[options.net][0]).parameters else {}
+    known = inspect.signature(Models.NETWORKS[options.net][0]).parameters
+    depths = {"nb_conv": [1, 2, 4]} if "nb_conv" in known else {}
     grid = grid | given or depths | {"dropout": [0.0, 0.3]}
     return {name: list(dict.fromkeys(grid[name])) for name in sorted(grid, key=lambda name: name in options.rows)}
 

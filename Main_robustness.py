@@ -42,8 +42,8 @@ class Options:
                                   choices=list(Attacks.ATTACKS))] = ("dx", "pgd")
     norm: Annotated[str, dict(help="the distance", choices=list(Robustness.RADII))] = "l2"
     radii: Annotated[tuple[float, ...], dict(help="distances of the table, and balls of fgsm and pgd, in grey levels "
-                                             "(default: l2 16 .. 510, l1 128 .. 16320, linf 1 .. 16)", nargs="+",
-                                             low=1, most=255 * Dataset.DIM)] = ()
+                                             "(default: l2 16 .. 510, l1 128 .. 16320, linf 1 .. 16; with "
+                                             "--transfer 255, 8160, 8)", nargs="+", low=1, most=255 * Dataset.DIM)] = ()
     steps: Annotated[int | None, dict(help="of every attack but fgsm (default: dx, ddn, sigma-zero and jsma 300, cw "
                                       "500, deepfool 50, pgd 40 a radius)", low=1)] = None
     jump: Annotated[tuple[float, ...], dict(help="show each net also with JumpReLUs of these thresholds in place of "
@@ -108,7 +108,7 @@ def curves(options, nets, dataset, _):
     print(f"accuracy in % of {len(faces)} faces of {options.database}, by {Robustness.NAMES[options.norm]} distance of "
           "the saved files")
     print("\n".join(Robustness.table(distances, options.norm, options.radii)))
-    for attack in options.attack:
+    for attack in dict.fromkeys(options.attack):
         if options.radii[0] < (least := Robustness.least_radius(attack, options.norm)):
             print(f"{attack} was not run below {Robustness.NAMES[options.norm]} {least:g}, where it can make no file",
                   file=sys.stderr)

@@ -9,6 +9,7 @@ import csv
 import dataclasses
 import functools
 import hashlib
+import inspect
 import io
 import itertools
 import json
@@ -40,31 +41,32 @@ ROBUST = "robust"  # stands beside the attacks' names for the least of all
 
 
 def least_distances(net, faces, labels, attack, norm, radii=(), **options):
-    """Look for the nearest file of each face that `net` calls wrong; yields a text a step, returns [N] float64.
+    """Look for the nearest file of each face that `net` calls wrong; yields (share done, text) a step.
 
     net     [?, 2304] in the course's scale -> [?, 2] logits
     faces   [N, 2304] uint8;  labels  [N] int, the right answers
     attack  a name of Attacks.ATTACKS;  options  of it;  norm  l2, l1 or linf: in which distance
     radii   of the balls, where the attack is bound to one, ascending, grey levels
-    returns grey levels; 0 where the net errs without noise, infinite where no file was found
+    returns [N] float64, grey levels; 0 where the net errs without noise, infinite where no file was found
     """
     distance = np.where(_says(net, faces) == labels, math.inf, 0.0)
-    for run in _runs(attack, norm, radii):
+    runs = _runs(attack, norm, radii)
+    for number, run in enumerate(runs):
         left = np.flatnonzero(np.isinf(distance))
         if not len(left):
             break
         search = Attacks.build(attack, net, faces[left], 1 - labels[left], **run, **options)
         if attack not in BALLS:
             search.norm = norm  # the picture that is kept is the closest in this distance
-        found = yield from _searched(attack, search)
+        found = yield from _searched(attack, search, number / len(runs), 1 / len(runs))
         distance[left] = np.where(found.fools, Attacks.distances(found.original, found.modified)[norm], math.inf)
     return distance
 
 
-def _searched(name, search):
-    """Run an Attack; yields a text a step, returns its Result."""
+def _searched(name, search, before=0.0, share=1.0):
+    """Run an Attack, a share of some work; yields (share done, text) a step, returns its Result."""
     for state in search.run():
-        yield f"{name}, step {state['step']} of {search.steps}"
+        yield before + share * state["step"] / search.steps, f"{name}, step {state['step']} of {search.steps}"
     return search.result()
 
 
@@ -83,12 +85,20 @@ def _runs(attack, norm, radii):
             for radius in radii if radius >= least_radius(attack, norm)]
 
 
+def _complete(attack, options):
+    """The options of an attack that a measurement depends on: what the user did not name is as the attack has it."""
+    parameters = inspect.signature(Attacks.ATTACKS[attack]).parameters
+    named = {name: value for name, value in options.items() if value is not None}
+    return {name: parameters[name].default for name in Attacks.options(attack)} | named
+
+
 class Parts:
-    """Work on faces, part by part: `for text in parts.run()`. Each part's outcome is a file, never worked out again.
+    """Work on faces, part by part: `for done, text in parts.run()`, faces done. Each part's outcome is a file, never
+    worked out again.
 
     A part is known by all that it depends on, the net's weights and the faces too: what changed is worked out anew.
     Attributes total and done count faces, once for each file they are in; parts is a list of (key, rows, path, work),
-    where work(rows) is a generator of texts that returns the content of the file.
+    where work(rows) is a generator of (share done, text) that returns the content of the file.
     """
 
     def __init__(self, faces, labels, out, batch):
@@ -109,15 +119,23 @@ class Parts:
             self.parts.append((key, rows, path, work))
 
     def run(self):
-        """Work out what is missing; yields a text after every step of an attack."""
+        """Work out what is missing; yields (faces done, text) after every step of an attack."""
         for _, rows, path, work in self.parts:
             if not path.exists():
-                Dataset.write_whole(path, (yield from work(rows)))
+                Dataset.write_whole(path, (yield from self._counted(work(rows), len(rows))))
                 self.done += len(rows)
+
+    def _counted(self, work, faces):
+        while True:
+            try:
+                share, text = next(work)
+            except StopIteration as end:
+                return end.value
+            yield self.done + share * faces, text
 
 
 class Bench(Parts):
-    """Distances of all faces under several attacks of several nets: `for text in bench.run()`, then `distances()`.
+    """Distances of all faces under several attacks of several nets: `for ... in bench.run()`, then `distances()`.
 
     nets     {name: net};  faces  [N, 2304] uint8;  labels  [N] int
     attacks  {name of Attacks.ATTACKS: options of it};  norm, radii  as least_distances takes them
@@ -126,10 +144,11 @@ class Bench(Parts):
 
     def __init__(self, nets, faces, labels, attacks, norm, radii, out, batch):
         super().__init__(faces, labels, out, batch)
-        radii = sorted(radii)
+        radii = [float(radius) for radius in sorted(radii)]
         for name, net in nets.items():
             for attack, options in attacks.items():
-                self.add((name, attack), net, f"{attack}-{norm}", ".json", [options, radii if attack in BALLS else []],
+                settings = [_complete(attack, options), radii if attack in BALLS else []]
+                self.add((name, attack), net, f"{attack}-{norm}", ".json", settings,
                          functools.partial(self._search, net, attack, options, norm, radii))
 
     def _search(self, net, attack, options, norm, radii, rows):
@@ -172,7 +191,7 @@ def accuracy(distances, radius):
 
 
 class Transfer(Parts):
-    """Which nets are fooled by the files made on others: `for text in transfer.run()`, then `fooled(...)`.
+    """Which nets are fooled by the files made on others: `for ... in transfer.run()`, then `fooled(...)`.
 
     attacked  {name: net} on which files are made, by PGD that spends the whole ball
     norm, radii, steps  of the balls, grey levels, and of PGD;  the rest as Bench's
@@ -211,7 +230,7 @@ class Transfer(Parts):
 
 
 class Misled(Parts):
-    """Files that mislead a net about faces that it calls right: `for text in misled.run()`, then `found()`.
+    """Files that mislead a net about faces that it calls right: `for ... in misled.run()`, then `found()`.
 
     net, faces, labels, out, batch  as Bench's;  attack, options  a name of Attacks.ATTACKS, and options of it
     radius  L2, grey levels: how far from its face a file may be
@@ -269,8 +288,9 @@ class Retraining:
         self.net, self.learned, self.validation, self.recipe = net, learned, validation, recipe
         self.attack, self.options, self.radius, self.count = attack, options, radius, count
         self.out, self.found = Path(out), []  # a DataSet for each round
-        origin = fingerprint(net_fingerprint(net), json.dumps([learned.checksum(), dataclasses.asdict(recipe), attack,
-                                                               options, radius, count]))
+        settings = dataclasses.replace(recipe, start=None, learning_rate=Training.peak_rate(recipe))
+        origin = fingerprint(net_fingerprint(net), learned.data.grey(), learned.label, json.dumps([
+            dataclasses.asdict(settings), attack, _complete(attack, options), radius, count]))
         self.description = json.dumps(json.loads(net.description) | {"retraining": origin}, indent=1)
         for saved in self.out.glob(f"round*/{Models.DESCRIPTION}"):
             if saved.read_text(encoding="utf-8") != self.description:
@@ -383,16 +403,23 @@ class Purified(tf.Module):
         return self.centre + (x - self.centre) @ self.gain @ self.eigenfaces
 
 
+def measured(attack, attacks, norm, radius):
+    """Whether an attack of several, or the least of them as ROBUST, could reach a radius in grey levels at all."""
+    return not radius or any(radius >= least_radius(name, norm) for name in attacks
+                             if name != ROBUST and attack in (name, ROBUST))
+
+
 def table(distances, norm, radii):
     """Bench.distances() as lines of aligned text: each net's name, then of each attack the accuracy in % at each radius
-    and the median distance. As wide as a terminal with the radii of RADII."""
+    ("-": it can make no file there) and the median distance. As wide as a terminal with the radii of RADII."""
     radii = [0, *sorted(radii)]
     sheet = [[f"{NAMES[norm]}, 0..255", *(f"{radius:g}" for radius in radii), "median"],
              [f"{NAMES[norm]}, 0..1", *(f"{radius / 255:.3f}" for radius in radii), ""]]
     for of_net in distances.values():
         for attack, distance in of_net.items():
             median = np.median(distance)
-            sheet.append([f"  {attack}", *(f"{100 * accuracy(distance, radius):.2f}"[:5] for radius in radii),
+            sheet.append([f"  {attack}", *(f"{100 * accuracy(distance, radius):.2f}"[:5]
+                                           if measured(attack, of_net, norm, radius) else "-" for radius in radii),
                           f"{median:.1f}" if math.isfinite(median) else "-"])
     lines = iter(_aligned(sheet, " "))
     return [next(lines), next(lines), *(line for name, of_net in distances.items()
@@ -407,16 +434,27 @@ def _aligned(sheet, gap):
 
 
 def matrix(fooled, norm):
-    """Transfer.fooled() as lines of aligned text: for each radius a row a net attacked, a column a net asked, in %."""
+    """Transfer.fooled() as lines of aligned text: for each radius a row a net attacked, a column a net asked, in %.
+
+    Where names make that wider than a terminal's 80 columns, numbers stand for them, told ahead.
+    """
     attacked, radii, asked = (list(dict.fromkeys(names)) for names in zip(*fooled))
-    lines = []
-    for radius in radii:
-        sheet = [["made on", *asked]]
-        for name in attacked:
-            counts = (fooled[name, radius, other] for other in asked)
-            sheet.append([name, *(f"{100 * errs / right:.2f}" if right else "-" for errs, right in counts)])
-        lines += [f"{NAMES[norm]} {radius:g} grey levels, {radius / 255:.3f} of a 0..1 image", *_aligned(sheet, "  ")]
-    return lines
+
+    def lines(titles):
+        for radius in radii:
+            sheet = [["made on", *map(titles.get, asked)]]
+            for name in attacked:
+                counts = (fooled[name, radius, other] for other in asked)
+                sheet.append([titles[name], *(f"{100 * errs / right:.2f}" if right else "-" for errs, right in counts)])
+            yield f"{NAMES[norm]} {radius:g} grey levels, {radius / 255:.3f} of a 0..1 image"
+            yield from _aligned(sheet, "  ")
+
+    names = list(dict.fromkeys([*asked, *attacked]))
+    whole = [*lines(dict(zip(names, names)))]
+    if max(map(len, whole)) <= 80:
+        return whole
+    numbers = {name: str(number) for number, name in enumerate(names, 1)}
+    return [*(f"{number:>2}  {name}" for name, number in numbers.items()), *lines(numbers)]
 
 
 def matrix_of_values(fooled, norm):
@@ -433,13 +471,13 @@ def _csv(rows):
 
 
 def sheet_of_values(distances, norm, radii):
-    """Bench.distances() as the text of a CSV file, a line for each net, attack and radius."""
+    """Bench.distances() as the text of a CSV file, a line for each net, attack and radius that it could reach."""
     head = ["checkpoint", "attack", "norm", "radius_grey_levels", "radius_unit_interval", "faces", "correct",
             "accuracy"]
     return _csv([head, *([name, attack, norm, f"{radius:g}", f"{radius / 255:.6g}", len(distance),
                           int(np.sum(distance > radius)), f"{accuracy(distance, radius):.6g}"]
                          for name, of_net in distances.items() for attack, distance in of_net.items()
-                         for radius in [0, *sorted(radii)])])
+                         for radius in [0, *sorted(radii)] if measured(attack, of_net, norm, radius))])
 
 
 def curve(distance, furthest):
@@ -463,11 +501,13 @@ def plot(distances, norm, radii):
     figure = Figure(figsize=(8, 5), dpi=120, layout="constrained")
     axes = figure.add_subplot()
     for number, (name, of_net) in enumerate(distances.items()):
+        # Matplotlib sets what stands between $ as a formula, and leaves out what begins with _.
+        label = f"./{name}" if name.startswith("_") else name
         for style, (attack, distance) in enumerate(of_net.items()):
             whole = attack == ROBUST or len(of_net) == 1
             axes.step(*curve(distance, furthest), where="post", color=f"C{number}",
                       linestyle="-" if whole else ["--", ":", "-.", (0, (1, 4)), (0, (6, 4))][style % 5],
-                      linewidth=2.0 if whole else 1.0, label=f"{name}, {attack}")
+                      linewidth=2.0 if whole else 1.0, label=f"{label}, {attack}".replace("$", r"\$"))
     axes.set(xlim=(0, furthest), ylim=(0, 100), xlabel=f"{NAMES[norm]} distance of the saved file, grey levels",
              ylabel="accuracy, %")
     axes.secondary_xaxis("top", functions=(lambda grey: grey / 255, lambda unit: unit * 255)).set_xlabel(

@@ -100,6 +100,18 @@ def test_each_norm_is_least_under_its_own_penalty(net, faces):
     assert np.median(reached["l1"]["pixels_changed"]) < 0.5 * np.median(reached["l2"]["pixels_changed"])
 
 
+def test_a_box_may_touch_the_edge():
+    assert Attacks.box_mask((24, 40, 24, 8)).sum() == 192 and Attacks.box_mask((0, 0, 48, 48)).all()
+
+
+@pytest.mark.parametrize("norm", Attacks.PENALTIES)
+def test_what_is_found_of_a_face_does_not_depend_on_those_beside_it(net, faces, norm):
+    together = mislead(net, *faces, norm=norm, steps=30)
+    alone = mislead(net, faces[0][5:6], faces[1][5:6], norm=norm, steps=30)
+    other = np.abs(together.modified[5].astype(int) - alone.modified[0])
+    assert other.max() <= 1 and np.mean(other) < 0.01  # sums of batches round otherwise
+
+
 class Linear(tf.Module):
     """logits = (0, w x + b): the least L2 noise is |w x + b| / |w| along w, the least Linf noise |w x + b| / |w|_1."""
 
@@ -596,3 +608,33 @@ def test_the_weight_that_is_given_stays_and_the_one_looked_for_moves(norm):
         first = float(attack.weight[0])
         attack.step()
         assert (float(attack.weight[0]) == first) is (given is not None)
+
+
+def test_a_random_start_is_on_all_sides_of_the_face():
+    attack = Attacks.build("pgd", Linear(1, 40.0), grey_faces(1), [0], norm="linf", random_start=True)
+    attack.step()
+    assert abs(np.sign(attack.dx).mean()) < 0.1
+
+
+@pytest.mark.parametrize("steps, round_steps", [(1, 1), (5, 5), (39, 39), (40, 20), (100, 20), (500, 100)])
+def test_the_searches_of_cw_have_steps_to_spare(steps, round_steps):
+    assert Attacks.build("cw", Linear(1), grey_faces(1), [0], steps=steps).round == round_steps
+
+
+def test_the_rate_of_cw_falls_within_each_search():
+    attack = Attacks.build("cw", Linear(1), grey_faces(1), [0], steps=100)
+    rate = attack.optimizer._learning_rate
+    assert float(rate(0)) == pytest.approx(attack.LEARNING_RATE) and float(rate(attack.round)) == pytest.approx(0.0)
+
+
+def test_more_steps_of_cw_find_no_more_noise_even_where_they_are_few():
+    net = Linear(1)
+    net.b = -float(tf.reduce_mean(Dataset.to_float(grey_faces(1)) @ net.w)) + 8.0
+    found = [Attacks.distances(grey_faces(1), mislead(net, grey_faces(1), [0], "cw", steps=steps).modified)["l2"][0]
+             for steps in (5, 40, 300)]
+    assert 0.0 < found[2] <= found[1] <= found[0]
+
+
+@pytest.mark.parametrize("steps, gamma", [(300, 0.05), (80, 0.05), (20, 0.2), (5, 0.5)])
+def test_ddn_of_few_steps_takes_longer_ones(steps, gamma):
+    assert Attacks.build("ddn", Linear(1), grey_faces(1), [0], steps=steps).gamma == pytest.approx(gamma)

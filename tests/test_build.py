@@ -1,6 +1,7 @@
 """python -m DataBases.build: each public set, on a folder of its exact structure that the test makes."""
 import collections
 import csv
+import os
 
 import numpy as np
 import pytest
@@ -346,6 +347,22 @@ def test_choice_keeps_groups_apart_and_sexes_even(share, seed):
         else:  # each side takes its share of those of whom there are too few
             few = min(women, len(rows) - women)
             assert abs(few - min(scarce * len(rows) / 1600, len(rows) / 2)) <= 0.1 * len(rows)
+
+
+def test_the_test_base_is_drawn_from_everywhere():
+    """The files of many sets are sorted, by age for one."""
+    chosen = build.choose(("100", "test100"), np.arange(400) % 2, np.arange(400), 0)
+    assert 150 < chosen["test100"].mean() < 250
+
+
+def test_a_picture_changed_without_changing_its_size_is_another(tmp_path):
+    path = tmp_path / "face.png"
+    path.write_bytes(b"one")
+    listing = sources.Listing([sources.Picture(path, 0, None)], {})
+    before = build.fingerprint(listing)
+    path.write_bytes(b"two")
+    os.utime(path, (1, 1))
+    assert build.fingerprint(listing) != before
 
 
 def test_choice_depends_on_the_seed_alone():

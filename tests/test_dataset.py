@@ -463,6 +463,12 @@ def test_another_seed_another_order(tmp_path):
     assert epoch_numbers(one).tolist() != epoch_numbers(other).tolist()
 
 
+def test_a_seed_is_not_another_one_an_epoch_later(tmp_path):
+    one, other = (numbered_dataset(tmp_path, 50) for _ in range(2))
+    other.seed = 1
+    assert one.order(1).tolist() != other.order(0).tolist()
+
+
 def test_order_does_not_depend_on_batch_size(tmp_path):
     one, other = (numbered_dataset(tmp_path, 50, batchSize=size) for size in (7, 16))
     for _ in range(2):

@@ -1,5 +1,6 @@
 """Defences: purification in closed form and by NumPy, what gradients see of it, and the retraining loop."""
 import dataclasses
+import shutil
 import signal
 
 import numpy as np
@@ -101,8 +102,9 @@ def test_what_purifies_otherwise_is_another_net(checkpoint, model):
 
 def test_purified_nets_stand_beside_the_net_also_in_a_transfer(run, in_folder, checkpoint):
     few = write_database(in_folder, "few", 10, seed=3)
-    command = [few, "--checkpoint", checkpoint, "--radii", "600", "--purify", "0", "30", "--steps", "4"]
-    names = [str(checkpoint), f"{checkpoint}, purified 0.0", f"{checkpoint}, purified 30.0"]
+    shutil.copytree(checkpoint, "net")  # a short name
+    command = [few, "--checkpoint", "net", "--radii", "600", "--purify", "0", "30", "--steps", "4"]
+    names = ["net", "net, purified 0.0", "net, purified 30.0"]
     code, out, _ = run(Main_robustness, *command, "--attack", "ddn", "--no-show")
     assert code == 0 and out.splitlines()[3::2] == names
     code, out, _ = run(Main_robustness, *command, "--transfer")
@@ -233,6 +235,33 @@ def test_each_round_attacks_faces_of_its_own_with_the_options_given(retraining, 
     for _ in searches[0].run():
         pass
     assert asked and all(options == {"steps": 6} for options in asked)
+
+
+def test_the_table_shows_the_accuracy_on_faces_that_validate(retraining):
+    retraining.validation.label = retraining.validation.label[:, ::-1]
+    first = next(retraining.run(1, finish_parts, None))
+    assert first["validation"] < 0.5
+
+
+@pytest.mark.parametrize("change", [
+    dict(radius=800.0), dict(count=39), dict(options={"steps": 7}), dict(attack="dx"),
+    dict(recipe=dataclasses.replace(RECIPE, learning_rate=0.1)), dict(learned=None)])
+def test_nets_of_another_retraining_are_not_taken_for_its_own(retraining, change):
+    given = dict(net=retraining.net, learned=retraining.learned, validation=retraining.validation, recipe=RECIPE,
+                 attack="ddn", options={"steps": 6}, radius=900.0, count=40, out=retraining.out)
+    Dataset.write_whole(retraining.out / "round1" / Models.DESCRIPTION, retraining.description.encode())
+    same = dataclasses.replace(RECIPE, start="spelled/otherwise", learning_rate=Training.peak_rate(RECIPE))
+    Robustness.Retraining(**given | dict(recipe=same))
+    if "learned" in change:  # one pixel of the last face
+        data = retraining.learned.data
+        faces = data.grey()
+        faces[-1, -1] ^= 1
+        path = retraining.out / "data_other.bin"
+        faces.tofile(path)
+        retraining.learned.label.astype("<f4").tofile(path.with_name("gender_other.bin"))
+        change = dict(learned=Dataset.open_database(path))
+    with pytest.raises(Dataset.UserError, match="holds a retraining with other options"):
+        Robustness.Retraining(**given | change)
 
 
 def test_each_round_learns_the_files_of_all_rounds_beside_the_faces(retraining):

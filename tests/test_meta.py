@@ -33,7 +33,7 @@ with open("ran", "a") as ran:
 convolutions = int(arguments[arguments.index("--nb-conv") + 1]) if "--nb-conv" in arguments else 1
 normalised = "--batchnorm" in arguments
 if convolutions == 40:
-    os.kill(os.getpid(), signal.SIGKILL)
+    os.kill(os.getpid(), int(os.environ.get("END", signal.SIGKILL)))
 if convolutions == 39:
     print("Main.py: out of memory; choose a smaller --batch-size or a smaller net")
     sys.exit(2)
@@ -48,6 +48,7 @@ if convolutions == 13 and not pathlib.Path("go").exists():
     os.rename("waiting.part", "waiting")
     signal.signal(signal.SIGINT, lambda *_: sys.exit(130))
     time.sleep(60)
+pathlib.Path("threads").write_text(os.environ["TF_NUM_INTRAOP_THREADS"])
 accuracy = 0.52 if convolutions > 6 and not normalised else 0.8 + convolutions / 100
 (out / "metrics.json").write_text(json.dumps({"validation": {"accuracy": accuracy + 0.01},
                                               "test": {"accuracy": accuracy}}))
@@ -94,6 +95,25 @@ convnet, 5 epochs, accuracy in % on test; (in brackets) did not learn; KO too bi
     assert sum("--no-batchnorm --nb-filter 16 --nb-conv 7" in line for line in ran(stand_in)) == 1
     assert sweep(capsys, *grid)[0] == 0
     assert len(ran(stand_in)) == 16
+
+
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGABRT, signal.SIGSEGV])
+def test_what_ends_without_memory_is_too_big(stand_in, capsys, monkeypatch, end):
+    monkeypatch.setenv("END", str(int(end)))
+    code, out, _ = sweep(capsys, "--nb-conv", "1", "40")
+    assert code == 0 and [line.split() for line in out.splitlines()[-2:]] == [["1", "81.0"], ["40", "KO"]]
+
+
+def test_a_training_that_is_terminated_is_left_for_the_next_time(stand_in, capsys, monkeypatch):
+    monkeypatch.setenv("END", str(int(signal.SIGTERM)))
+    code, out, err = sweep(capsys, "--nb-conv", "40")
+    assert (code, err) == (0, "") and out.splitlines()[-1].split() == ["40", "-"]
+
+
+def test_trainings_at_once_share_the_cores(stand_in, capsys, monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 12)
+    sweep(capsys, "--nb-conv", "1", "--processes", "3")
+    assert (stand_in / "threads").read_text() == "4"
 
 
 def test_a_table_of_one_parameter_names_it(stand_in, capsys):

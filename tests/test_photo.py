@@ -198,12 +198,12 @@ def test_a_second_look_where_the_first_finds_nothing(monkeypatch):
     looks = []
 
     def look(picture, border, side):
-        looks.append(border)
+        looks.append((border, side))
         return [photo.Found((0, 0, 9, 9), photo.TEMPLATE)] if border else []
 
     monkeypatch.setattr(photo, "look", look)
     assert len(photo.find(background(60, 60))) == 1
-    assert looks == [0.0, 0.5]
+    assert looks == [(0.0, 1024), (0.5, 512)]
 
 
 def test_boxes_and_landmarks_of_the_second_look_are_those_of_the_photo(detector):
@@ -213,10 +213,15 @@ def test_boxes_and_landmarks_of_the_second_look_are_those_of_the_photo(detector)
     np.testing.assert_allclose(second.landmarks, first.landmarks, atol=0.04 * 260)
 
 
-def test_a_box_ends_where_the_photo_ends(detector):
-    for found in photo.find(draw(background(300, 300), (150, 150), 330)):
-        x, y, width, height = found.box
-        assert x >= 0 and y >= 0 and x + width <= 300 and y + height <= 300
+@pytest.mark.parametrize("points, boxes", [
+    (photo.TEMPLATE * 100, [(0, 0, 100, 90)]), (np.ones_like(photo.TEMPLATE), [])], ids=["a face", "points on a point"])
+def test_a_box_ends_where_the_photo_ends(monkeypatch, points, boxes):
+    class Detector:
+        @staticmethod
+        def detect_faces(pixels):
+            return [{"box": [-5, -3, 140, 130], "keypoints": dict(zip(photo.LANDMARKS, points))}]
+    monkeypatch.setattr(photo, "_detector", lambda: Detector)
+    assert [found.box for found in photo.look(background(100, 90), 0.0, 1024)] == boxes
 
 
 @pytest.mark.parametrize("size", [(16, 16), (17, 30), (40, 24), (47, 49), (20, 900)])

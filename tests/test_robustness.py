@@ -5,6 +5,7 @@ import csv
 import dataclasses
 import json
 import math
+import shutil
 import sys
 from pathlib import Path
 
@@ -128,6 +129,35 @@ def test_the_curve_is_drawn_through_every_loss():
     assert np.asarray(picture.convert("L")).std() > 10
 
 
+def test_names_of_nets_are_no_formulas_and_all_stand_in_the_legend(monkeypatch):
+    figure = pytest.importorskip("matplotlib.figure")
+    drawn, savefig = [], figure.Figure.savefig
+    monkeypatch.setattr(figure.Figure, "savefig", lambda self, *given, **how: drawn.append(self) or savefig(
+        self, *given, **how))
+    Robustness.plot({"a$b^$c_": DISTANCES["a"], "_b": DISTANCES["a"]}, "l2", (6,))
+    shown = [text.get_text() for text in drawn[0].axes[0].get_legend().get_texts()]
+    assert len(shown) == 2 * len(DISTANCES["a"])
+    assert shown[0].startswith(r"a\$b^\$c_, ") and shown[-1].startswith("./_b, ")
+
+
+def test_progress_counts_the_steps_of_a_part(linear, tmp_path):
+    attacks = {"deepfool": {"steps": 4}, "fgsm": {}}
+    bench = Robustness.Bench({"linear": linear[0]}, *linear[1:], attacks, "linf", [5, 6], tmp_path, 3)
+    done = [faces for faces, _ in bench.run()]
+    assert done == sorted(done) and 0 < done[0] < 3 and done[-1] == bench.total
+    assert len(set(done)) > 4
+
+
+def test_what_is_asked_for_in_other_words_is_the_same_measurement(linear, tmp_path):
+    def parts(attacks, radii):
+        return [path for *_, path, _ in Robustness.Bench({"linear": linear[0]}, *linear[1:], attacks, "l2", radii,
+                                                         tmp_path, 3).parts]
+
+    one = parts({"ddn": {}, "pgd": {"steps": None}}, [16, 32])
+    assert one == parts({"ddn": {"steps": 300}, "pgd": {"steps": 40}}, [32.0, 16.0])
+    assert not set(one) & {*parts({"ddn": {"steps": 30}, "pgd": {"steps": 30}}, [16, 32])}
+
+
 def test_robust_is_the_least_of_all_attacks_and_parts_join(linear, tmp_path):
     attacks = {"deepfool": {}, "fgsm": {}}
     bench = Robustness.Bench({"linear": linear[0]}, *linear[1:], attacks, "linf", [6, 5, 7], tmp_path, 4)
@@ -244,9 +274,12 @@ def test_without_matplotlib_a_line_says_how_to_get_it(run, few, checkpoint, monk
 
 
 def test_a_ball_that_holds_no_file_is_named(run, few, checkpoint):
-    code, _, err = run(few, "--checkpoint", checkpoint, "--attack", "pgd", "ddn", "--norm", "l1", "--radii", "20", "48",
-                       "--steps", "2", "--no-show")
+    code, out, err = run(few, "--checkpoint", checkpoint, "--attack", "pgd", "ddn", "--norm", "l1", "--radii", "20",
+                         "48", "--steps", "2", "--no-show")
     assert code == 0 and "\npgd was not run below L1 48, where it can make no file\n" in f"\n{err}"
+    assert out.splitlines()[4].split()[:3:2] == ["pgd", "-"]
+    measured = {row: len(shares) for row, shares in _read("robustness/robustness_l1.csv").items()}
+    assert measured == {"pgd": 2, "ddn": 3, "robust": 3}
     assert "not run" not in run(few, "--checkpoint", checkpoint, "--attack", "pgd", "ddn", "--norm", "l1", "--radii",
                                 "48", "--steps", "2", "--no-show")[2]
 
@@ -329,6 +362,18 @@ s         50.00      -"""
         "a,l2,255,1,a,4,4", "a,l2,255,1,b,3,1"]
 
 
+def test_where_names_are_too_long_for_a_terminal_numbers_stand_for_them():
+    long = ["checkpoints/" + letter * 30 for letter in "ab"]
+    fooled = {("substitute", 255, long[0]): (1, 4), ("substitute", 255, long[1]): (1, 2)}
+    assert "\n".join(Robustness.matrix(fooled, "l2")) == f"""\
+ 1  {long[0]}
+ 2  {long[1]}
+ 3  substitute
+L2 255 grey levels, 1.000 of a 0..1 image
+made on      1      2
+3        25.00  50.00"""
+
+
 def test_a_substitute_learns_the_answers_alone(database, checkpoint, tmp_path):
     """The victim answers the contrary of the labels, so the substitute does."""
     net = Models.load(checkpoint)[0]
@@ -360,14 +405,15 @@ def test_a_radius_named_twice_counts_once(run, few, checkpoint, more):
 
 
 def test_the_transfer_of_a_black_box(run, few, database, checkpoint):
-    command = [few, "--transfer", "--checkpoint", checkpoint, "--steps", "8", "--radii", "600", "--substitute", "small",
+    shutil.copytree(checkpoint, "net")  # a short name
+    command = [few, "--transfer", "--checkpoint", "net", "--steps", "8", "--radii", "600", "--substitute", "small",
                "--query-faces", database, "--queries", "100", "--norm", "l2"]
     code, out, err = run(*command)
     lines = out.splitlines()
     assert (code, err) == (0, "table saved as robustness/transfer_l2.csv\n")
-    assert lines[0].startswith(f"substitute of {checkpoint}: small, 100 queries, agrees with it on ")
+    assert lines[0].startswith("substitute of net: small, 100 queries, agrees with it on ")
     assert lines[2].startswith("L2 600 grey levels, 2.353 of a 0..1 image")
-    assert [line.rsplit(None, 1)[0] for line in lines[4:]] == [str(checkpoint), f"substitute of {checkpoint}"]
+    assert [line.rsplit(None, 1)[0] for line in lines[4:]] == ["net", "substitute of net"]
     with open("robustness/transfer_l2.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [line.rsplit(None, 1)[1] for line in lines[4:]] == [
@@ -545,5 +591,6 @@ def test_files_of_another_ball_are_made_anew(checkpoint, tmp_path):
 
 @pytest.mark.parametrize("norm, noise", [("l2", 48.0), ("l1", 2304.0), ("linf", 1.0)])
 def test_the_balls_of_fgsm_reach_as_far_as_the_distance(norm, noise):
+    assert len(Robustness._runs("fgsm", norm, [noise])) == 1  # one grey level is the least that a file can hold
     (run,) = Robustness._runs("fgsm", norm, [5.0 * noise])
     assert run == {"radius": pytest.approx(5.0 / 256)}

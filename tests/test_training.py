@@ -157,6 +157,36 @@ def test_what_is_learned_too_does_not_validate(tmp_path):
         Training.split(Dataset.open_database(tmp_path / "data_same.bin"), 0.1, seed=0)
 
 
+def test_each_epoch_has_an_order_of_its_own(database, tmp_path):
+    training = trainer(database, tmp_path, recipe=dataclasses.replace(RECIPE, augment=("none",)))
+    seen = np.concatenate([x.numpy() for _, x, _ in training.batches(0)])
+    count = training.train.nbdata
+    for epoch in 0, 1:
+        np.testing.assert_array_equal(seen[count * epoch:count * (epoch + 1)],
+                                      training.train.data[training.train.order(epoch)])
+
+
+def test_a_long_epoch_is_measured_amid_it_and_the_last_step_always(database, tmp_path, monkeypatch):
+    monkeypatch.setattr(Training, "MEASURE_STEPS", 4)
+    training = finish(trainer(database, tmp_path, recipe=dataclasses.replace(RECIPE, epochs=1)))
+    assert [row["step"] for row in training.curve] == [4, 6]
+    assert [row["epoch"] for row in training.curve] == [pytest.approx(4 / 6), 1.0]
+
+
+def test_the_best_weights_have_the_least_of_the_loss_that_was_learned(database, tmp_path):
+    training = trainer(database, tmp_path, recipe=dataclasses.replace(RECIPE, loss="squared-error"))
+    training.curve = [{"validation_squared_error": learned, "validation_cross_entropy": other}
+                      for learned, other in ((0.2, 0.9), (0.3, 0.5))]
+    assert training._best_row() is training.curve[0]
+
+
+def test_how_many_are_right_is_counted_not_cut(database, tmp_path):
+    training = trainer(database, tmp_path)
+    training.measured["validation"].nbdata = 50
+    training.curve = [{"step": 1, "validation_cross_entropy": 0.5, "validation_accuracy": 0.58, "test_accuracy": 0.5}]
+    assert training.result()["validation"]["correct"] == 29  # 0.58 * 50 is 28.999...
+
+
 def test_best_weights_are_those_of_the_best_validation(database, tmp_path):
     training = finish(trainer(database, tmp_path, recipe=dataclasses.replace(RECIPE, epochs=6)))
     best = training.result()
@@ -235,10 +265,26 @@ def test_a_dot_moves_no_further_than_the_change_allows(change, moved):
     assert 0.15 * moved < far.max() <= moved
 
 
+def test_mirrored_turned_and_scaled_the_middle_stays():
+    face = np.zeros((48, 48), np.uint8)
+    face[21:27, 21:27] = 255
+    x = changed(np.tile(face.reshape(1, -1), (50, 1)), ["flip", "rotation", "scale"]) + 0.5
+    for axis in 1, 2:
+        np.testing.assert_allclose((x.sum(axis) * np.arange(48)).sum(1) / x.sum((1, 2)), 23.5, atol=0.1)
+
+
+def test_cutout_is_drawn_over_the_whole_face():
+    grey = changed(np.full((50, Dataset.DIM), 255, np.uint8), ["cutout"]) == 0.0
+    rows, columns = ([np.flatnonzero(face.any(axis)).mean() for face in grey] for axis in (1, 0))
+    assert abs(np.corrcoef(rows, columns)[0, 1]) < 0.5
+
+
 def test_light_is_a_line_of_the_grey_levels():
     face = np.arange(2304, dtype=np.float64) / 2304 * 64 + 96
     x = changed(np.tile(face.astype(np.uint8), (50, 1)), ["contrast", "brightness"]).reshape(50, -1)
     plain = Dataset.to_float(face.astype(np.uint8))
+    lines = np.array([np.polyfit(plain, row, 1) for row in x])
+    assert abs(np.corrcoef(lines.T)[0, 1]) < 0.5  # each has a draw of its own
     for row in x:
         gain, offset = np.polyfit(plain, row, 1)
         np.testing.assert_allclose(row, gain * plain + offset, atol=1e-5)
@@ -365,13 +411,14 @@ def test_a_net_that_is_sure_and_wrong_learns(database, tmp_path, loss):
     assert (training.net.fc.b.numpy() != [-150.0, 150.0]).all() == (loss != "generalized")  # that gives such faces up
 
 
-def test_teachers_answer_is_a_share_of_the_label(database, tmp_path):
-    recipe = dataclasses.replace(RECIPE, teaching=0.7, label_smoothing=0.0)
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_teachers_answer_is_a_share_of_the_label(database, tmp_path, smoothing):
+    recipe = dataclasses.replace(RECIPE, teaching=0.7, label_smoothing=smoothing)
     training = trainer(database, tmp_path, recipe=recipe)
     training.teacher = lambda x: tf.constant([[-1.0, 1.0]])
     training.net.fc.w.assign(tf.zeros_like(training.net.fc.w))
     training.net.fc.b.assign([2.0, 0.0])
-    taught = 0.3 + 0.7 / (1 + math.exp(2))
+    taught = 0.3 * (1 - smoothing / 2) + 0.7 / (1 + math.exp(2))
     loss = training.learn([0, 0], tf.zeros([1, Dataset.DIM]), LABELS)
     assert float(loss) == pytest.approx(-(taught * math.log(P) + (1 - taught) * math.log(1 - P)), rel=1e-4)
 
@@ -506,6 +553,14 @@ def test_lsuv_gives_each_layer_variance_one(net, options):
         assert seen[0] == pytest.approx(1.0, rel=1e-2)
 
 
+def test_lsuv_draws_by_the_seed():
+    nets = []
+    for seed in 3, 4:
+        nets.append(Models.build("small"))
+        Training.whiten(nets[-1], tf.constant(Dataset.to_float(noise(32))), seed)
+    assert np.abs(nets[0].cv1.w - nets[1].cv1.w).max() > 1e-3
+
+
 def test_range_test_rises_and_ends_where_the_loss_explodes(database):
     recipe = dataclasses.replace(RECIPE, optimizer="momentum")
     tests = list(Training.find_rate(Models.build("small"), Dataset.open_database(database), recipe, steps=60))
@@ -513,6 +568,32 @@ def test_range_test_rises_and_ends_where_the_loss_explodes(database):
     assert len(rates) <= 60  # of 9 epochs of 7 steps
     assert rates == sorted(rates) and rates[0] < 2e-6 and rates[-1] <= 10.0
     assert tests[0][1] == pytest.approx(0.7, abs=0.2)
+
+
+def test_range_test_ends_at_four_times_the_least_loss(database, monkeypatch):
+    losses = iter([1.0, 0.5, 0.4, *[300.0] * 50])
+
+    class Told(Training.Trainer):
+        def __init__(self, *given):
+            super().__init__(*given)
+            self.learn = lambda *_: next(losses)
+    monkeypatch.setattr(Training, "Trainer", Told)
+    assert len(list(Training.find_rate(Models.build("small"), Dataset.open_database(database), RECIPE, steps=20))) == 3
+
+
+def test_range_test_asks_the_teacher_and_draws_by_the_seed(database):
+    asked = []
+
+    def teacher(x):
+        asked.append(1)
+        return tf.zeros([tf.shape(x)[0], 2])
+    found = []
+    for seed in 0, 1:
+        Training.make_deterministic(0)
+        recipe = dataclasses.replace(RECIPE, seed=seed, augment=("none",))
+        found.append(list(Training.find_rate(Models.build("small"), Dataset.open_database(database), recipe, teacher,
+                                             steps=2)))
+    assert asked and found[0] != found[1]
 
 
 def with_traits(database, out, share, known=True, **options):
