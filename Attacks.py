@@ -104,8 +104,8 @@ class Attack:
     keeps_last = False        # not the closest picture that fools: where chance has a part, that is the luckiest
 
     def __init__(self, net, faces, wrong, steps, mask=None):
-        self.net, self.steps = net, _steps(steps)
-        self.ask, self.views = lambda pictures, step: net(pictures), 1  # what a step asks, and of how many pictures
+        self.net, self.steps = lambda pictures: answers(net, pictures), _steps(steps)
+        self.ask, self.views = lambda pictures, step: self.net(pictures), 1  # what a step asks, of how many pictures
         self.faces = _faces(faces)
         self.wrong = tf.constant(_wrong(wrong, len(faces)))
         self.x = tf.constant(Dataset.to_float(faces))
@@ -130,8 +130,8 @@ class Attack:
         """The Result so far: the last DX is looked at, then the net is asked about the pictures as files hold them."""
         saved = self._saved(self.dx)
         self._keep(saved, _lead(self.ask(saved, self.done), self.wrong) > MARGIN)
-        modified = Dataset.to_grey(self.best)
-        says = tf.argmax(self.net(tf.constant(Dataset.to_float(modified))), axis=1)
+        modified = Dataset.to_grey(Dataset.finite(self.best.numpy()))
+        says = tf.argmax(Dataset.finite(self.net(tf.constant(Dataset.to_float(modified)))), axis=1)
         steps = int(self.done)
         return Result(self.faces, modified, (says == self.wrong).numpy(), (steps + 1) * self.views + 1,
                       steps * self.views)
@@ -227,6 +227,15 @@ def _whole(x):
 def _straight_through(seen, x):
     """`seen`, what rounding or the like made of x; the gradient is x's."""
     return x + tf.stop_gradient(seen - x)
+
+
+def answers(net, pictures):
+    """What a net says of pictures [N, 2304], course scale: logits [N, 2] float32. UserError for any other shape."""
+    logits = tf.convert_to_tensor(net(pictures))
+    if logits.shape.rank not in (None, 2) or logits.shape.rank and logits.shape[1] not in (None, 2):
+        raise Dataset.UserError(f"the net answers {list(logits.shape)} about pictures {list(pictures.shape)}; expected "
+                                "two numbers a face, one for man and one for woman")
+    return tf.cast(logits, tf.float32)
 
 
 def _signs(wrong):
@@ -423,7 +432,7 @@ def push(net, x, wrong, radius, steps, seed):
     for _ in range(steps):
         with tf.GradientTape() as tape:
             tape.watch(dx)
-            lead = _lead(tf.cast(net(x + dx), tf.float32), wrong)
+            lead = _lead(answers(net, x + dx), wrong)
         dx = _l2_ball(dx + 2.5 * radius / steps * _unit(tape.gradient(lead, dx)), radius)
         dx = tf.clip_by_value(x + dx, Dataset.BLACK, Dataset.WHITE) - x
     return x + dx
@@ -693,8 +702,8 @@ def survival(net, files, wrong, changes, count=100):
     """
     shares = {}
     for change in changes:
-        says = [tf.argmax(net(tf.constant(Dataset.to_float(_changed_files(face, change, count)))), axis=1)
-                for face in files]
+        says = [tf.argmax(Dataset.finite(answers(net, tf.constant(Dataset.to_float(_changed_files(
+            face, change, count))))), axis=1) for face in files]
         shares[change] = np.mean(np.array(says) == np.reshape(wrong, [-1, 1]), axis=1)
     return shares
 
@@ -738,6 +747,6 @@ def build(name, net, faces, wrong, mask=None, survive=(), **given):
         raise Dataset.UserError(f"attack {name} has no option {min(unknown)}; it has {', '.join(options(name))}")
     attack = ATTACKS[name](net, faces, wrong, mask=mask, **given)
     if survive:
-        attack.ask = Survivor(net, attack.wrong, survive, seed)
+        attack.ask = Survivor(attack.net, attack.wrong, survive, seed)
         attack.views, attack.keeps_last = attack.ask.views, True
     return attack

@@ -25,6 +25,14 @@ from PIL import Image, ImageDraw, ImageFont, ImageShow
 import Dataset
 
 
+for _stream, _descriptor in ("stdout", 1), ("stderr", 2):
+    if getattr(sys, _stream) is None:  # closed: what is said goes nowhere, and no file takes its number
+        _nowhere = os.open(os.devnull, os.O_WRONLY)
+        if _nowhere != _descriptor:
+            os.dup2(_nowhere, _descriptor)
+        setattr(sys, _stream, open(_descriptor, "w", encoding="utf-8", closefd=False))
+
+
 @contextlib.contextmanager
 def _without_stderr():
     """Nothing reaches the terminal's stderr inside, not even from TensorFlow's C++ side; exceptions still do."""
@@ -154,7 +162,8 @@ def parse_box(text):
 
 
 FULL = "the disk is full; make room, or choose another folder"
-REFUSALS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.ENAMETOOLONG, errno.ELOOP}  # of the system
+NO_ROOM = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
+REFUSALS = {errno.EACCES, errno.EPERM, errno.EROFS, *NO_ROOM, errno.ENAMETOOLONG, errno.ELOOP}  # of the system
 
 
 def run(main, argv=None):
@@ -169,7 +178,7 @@ def run(main, argv=None):
     except Dataset.UserError as error:
         print(f"{script}: {' '.join(str(error).splitlines())}", file=sys.stderr)
     except tf.errors.ResourceExhaustedError as error:
-        if os.strerror(errno.ENOSPC) in str(error):
+        if any(os.strerror(number) in str(error) for number in NO_ROOM):
             print(f"{script}: {FULL}", file=sys.stderr)
         else:
             print(f"{script}: out of memory; choose a smaller --batch-size or a smaller net", file=sys.stderr)
@@ -184,7 +193,7 @@ def run(main, argv=None):
     except OSError as error:
         if error.filename is not None and error.errno in REFUSALS:
             print(f"{script}: {error.filename}: {error.strerror}; choose another path", file=sys.stderr)
-        elif error.errno == errno.ENOSPC:
+        elif error.errno in NO_ROOM:
             _drop_stdout()
             print(f"{script}: {FULL}", file=sys.stderr)
         else:

@@ -10,6 +10,7 @@ import inspect
 import io
 import mmap
 import os
+import secrets
 import warnings
 import zlib
 from pathlib import Path
@@ -523,6 +524,11 @@ def make_folder(path):
         raise UserError(f"{path}: the folder cannot be written ({error.strerror}); choose another folder") from None
 
 
+def part_of(path):
+    """A name beside a file's for what is not whole yet: no other process's, on whatever machine or in a container."""
+    return path.parent / f".{secrets.token_hex(8)}.part"
+
+
 def write_whole(path, content):
     """Write bytes to a file that appears whole or not at all. Raises UserError where that is not possible."""
     write_all({path: content})
@@ -536,7 +542,7 @@ def write_all(contents):
         try:
             for path in map(Path, contents):
                 make_folder(path.parent)
-                parts.append((path.parent / f".{os.getpid()}-{len(parts)}.part", path))
+                parts.append((part_of(path), path))
             for (part, path), content in zip(parts, contents.values()):
                 part.write_bytes(content)
                 if path.is_dir():

@@ -161,16 +161,16 @@ class BatchNorm(_Layer):
     """Batch normalisation over all axes but the last (Ioffe and Szegedy 2015): [..., N] -> [..., N].
 
     Training: (x - mean) / sqrt(variance + epsilon) * gamma + beta with the batch's own moments, and
-    average <- decay * average + (1 - decay) * moment. Otherwise, and always if decay is 1, the same with the averages.
+    average <- decay * average + (1 - decay) * moment. Otherwise, and always if `frozen`, the same with the averages.
     Attributes gamma, beta (trained), mean, variance (moving averages), each [N] float32.
     """
 
     def __init__(self, name="bn", decay=0.99, epsilon=0.01):
         super().__init__(name)
-        self.decay, self.epsilon = decay, epsilon
+        self.decay, self.epsilon, self.frozen = decay, epsilon, False
 
     def __call__(self, x, log_summary=False, training=False):
-        depth, training = x.shape[-1], bool(training) and self.decay < 1.0
+        depth, training = x.shape[-1], bool(training) and not self.frozen
         if not hasattr(self, "gamma"):
             with tf.init_scope():
                 for name, first in ("gamma", tf.ones), ("beta", tf.zeros), ("mean", tf.zeros), ("variance", tf.ones):

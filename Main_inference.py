@@ -10,6 +10,7 @@ import Console  # first: it silences TensorFlow's start
 
 import dataclasses
 import json
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -38,6 +39,10 @@ class Options:
 
 def main(argv=None):
     options = Options(**Console.parse(Options, argv, __doc__))
+    target = Path(options.out) / "inference.png"
+    if read := [path for path in options.path if os.path.exists(path) and os.path.exists(target)
+                and os.path.samefile(path, target)]:
+        raise Dataset.UserError(f"{read[0]}: the picture of all faces would be written over it; choose another --out")
     inputs = read_all(options.path, options.all)
     nets = [Models.load(path)[0] for path in options.checkpoint or [Console.default_checkpoint()]]
     net = Console.Committee(nets, options.views) if options.views or len(nets) > 1 else nets[0]

@@ -102,7 +102,7 @@ class Parts:
     """
 
     def __init__(self, faces, labels, out, batch):
-        self.faces, self.labels, self.out, self.batch = faces, labels, Path(out) / "parts", batch
+        self.faces, self.labels, self.out, self.batch = faces, np.asarray(labels), Path(out) / "parts", batch
         self.parts, self.total, self.done = [], 0, 0
         Dataset.make_folder(self.out)
 
@@ -137,7 +137,7 @@ class Parts:
 class Bench(Parts):
     """Distances of all faces under several attacks of several nets: `for ... in bench.run()`, then `distances()`.
 
-    nets     {name: net};  faces  [N, 2304] uint8;  labels  [N] int
+    nets     {name: net}, each as net_fingerprint takes it;  faces  [N, 2304] uint8;  labels  [N] int
     attacks  {name of Attacks.ATTACKS: options of it};  norm, radii  as least_distances takes them
     out      folder; parts/ in it keeps what is done, `batch` faces a file
     """
@@ -182,6 +182,10 @@ def fingerprint(*contents):
 
 
 def net_fingerprint(net):
+    """Of a Models.Network, or of what has like it `description`, a text, and `variables`. UserError for others."""
+    if not (hasattr(net, "description") and hasattr(net, "variables")):
+        raise Dataset.UserError(f"{net!r:.60}: a net whose measurements are kept is told from others by its attributes "
+                                "`description`, a text, and `variables`; give it both")
     return fingerprint(net.description, *(variable.numpy() for variable in net.variables))
 
 
@@ -269,7 +273,7 @@ def _files(path, rows):
 
 
 def _says(net, faces):
-    return np.argmax(Dataset.finite(net(tf.constant(Dataset.to_float(faces)))), axis=1)
+    return np.argmax(Dataset.finite(Attacks.answers(net, tf.constant(Dataset.to_float(faces)))), axis=1)
 
 
 class Retraining:

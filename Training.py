@@ -9,6 +9,7 @@ import json
 import math
 import signal
 import tempfile
+import threading
 import time
 from pathlib import Path
 from typing import Annotated
@@ -119,6 +120,8 @@ class Recipe:
     seed: Annotated[int, dict(help="of weights, order, augmentation, dropout", low=0)] = 0
 
     def __post_init__(self):
+        if isinstance(self.augment, str) or set(self.augment) - {*AUGMENTATION, "none"}:
+            raise Dataset.UserError(f"augment {self.augment!r}: expected a tuple of {', '.join(AUGMENTATION)}, or none")
         if "none" in self.augment and len(set(self.augment)) > 1:
             raise Dataset.UserError(f"--augment {' '.join(self.augment)}: none stands alone")
 
@@ -173,6 +176,13 @@ def split(dataset, share, seed):
     return training, kept["validation"]
 
 
+def drawn_by(dataset, seed):
+    """The same faces as a DataSet of its own, whose order hangs on this seed."""
+    own = dataset.subset(np.arange(dataset.nbdata))
+    own.seed = seed
+    return own
+
+
 def to_float(faces):
     """Dataset.to_float as TensorFlow's operations, for the pipeline."""
     return (tf.cast(faces, tf.float32) - Dataset.MIDDLE) / Dataset.GREY_LEVELS
@@ -185,7 +195,7 @@ def augment(faces, labels, changes, seed):
     seed     [2] int32
     returns  [N, 2304] float32 in the course's scale; where a face is moved inwards its borders are mirrored
     """
-    count = tf.shape(faces)[0]
+    count, changes = tf.shape(faces)[0], set(changes)
     draws = iter(tf.unstack(tf.random.stateless_uniform([len(AUGMENTATION) + 2, count], seed, -1.0, 1.0)))
     most = {name: AUGMENTATION[name] if name in changes else 0.0 for name in AUGMENTATION}
     x = to_float(faces)
@@ -265,8 +275,10 @@ def learning_variables(net, freeze):
     layers = weight_layers(net)
     if freeze >= len(layers):
         raise Dataset.UserError(f"--freeze {freeze}: the net has {len(layers)} layers with weights; one must learn")
-    for part in {part for layer in layers[:freeze] for part in layer.submodules if isinstance(part, Layers.BatchNorm)}:
-        part.decay = 1.0  # its averages stay too, and are used, as when the net is asked: what follows learns on those
+    for number, layer in enumerate(layers):
+        for part in layer.submodules:
+            if isinstance(part, Layers.BatchNorm):
+                part.frozen = number < freeze  # its averages stay too, and are used, as when the net is asked
     frozen = {id(variable) for layer in layers[:freeze] for variable in layer.trainable_variables}
     return [variable for variable in net.trainable_variables if id(variable) not in frozen]
 
@@ -293,7 +305,7 @@ def find_rate(net, train, recipe, teacher=None, steps=RANGE_STEPS):
     Yields (rate, loss) of each step, the loss averaged over the last steps; ends where it is four times the least, or
     no number. The net is spoiled after it.
     """
-    train.seed = recipe.seed
+    train = drawn_by(train, recipe.seed)
     rows = train.order(0)[:steps * recipe.batch_size]
     recipe = dataclasses.replace(recipe, schedule="range", learning_rate=10.0, warm_up=0.0, averaging=0.0,
                                  epochs=math.ceil(steps / math.ceil(len(rows) / recipe.batch_size)))
@@ -385,8 +397,8 @@ class Trainer:
     """
 
     def __init__(self, net, train, validation, test, recipe, out, logs, description, teacher=None):
-        self.net, self.train, self.recipe, self.out = net, train, recipe, Path(out)
-        train.seed = recipe.seed
+        self.net, self.recipe, self.out = net, recipe, Path(out)
+        self.train = train = drawn_by(train, recipe.seed)
         sample = train.subset(np.arange(min(train.nbdata, MEASURED_TRAINING_FACES)))
         self.measured = {"train": sample, "validation": validation} | ({"test": test} if test else {})
         self.fingerprint = train.checksum()
@@ -563,7 +575,7 @@ class Trainer:
                 yield (self.recipe.seed, step), self.train.data.grey(chosen), self.targets[chosen]
 
         def prepare(seed, faces, labels):
-            return seed, *augment(faces, labels, set(self.recipe.augment), seed)
+            return seed, *augment(faces, labels, self.recipe.augment, seed)
 
         signature = (tf.TensorSpec([2], tf.int32), tf.TensorSpec([None, Dataset.DIM], tf.uint8),
                      tf.TensorSpec([None, self.targets.shape[1]]))
@@ -622,7 +634,11 @@ class Trainer:
 
     @contextlib.contextmanager
     def _interruptible(self):
-        """Inside, the first Ctrl-C sets `interrupted`; the second one acts as ever."""
+        """Inside, the first Ctrl-C sets `interrupted`; the second one acts as ever. In a thread neither is seen."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
         def note(signum, frame):
             self.interrupted = True
             signal.signal(signal.SIGINT, before)

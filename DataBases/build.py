@@ -22,6 +22,7 @@ import shutil
 import signal
 import threading
 import time
+import zipfile
 import zlib
 from pathlib import Path
 from typing import Annotated
@@ -57,8 +58,9 @@ def main(argv=None):
         size_of(name)
     listing = sources.SOURCES[options.source](options.folder)
     names = options.names or names_that_fit(len(listing.pictures))
-    check_size(options, names, [picture.label for picture in listing.pictures])
-    work, key = working_folder(options), fingerprint(listing)
+    check_size(options, names, [picture.label for picture in listing.pictures], skipped_of(listing))
+    key = fingerprint(listing)
+    work = working_folder(options, key)
     plan = repr((key, options.names, options.seed))
     refuse_existing(work, plan, names, options.out)
     begin(work, key)
@@ -67,7 +69,7 @@ def main(argv=None):
         pictures = [picture for picture, reason in zip(listing.pictures, reasons) if not reason]
         labels = np.array([picture.label for picture in pictures], int)
         names = options.names or names_that_fit(len(pictures))
-        check_size(options, names, labels)
+        check_size(options, names, labels, skipped_of(listing, reasons))
         pairs = near_duplicates(faces)
         group = groups(len(pictures), pairs, [picture.person for picture in pictures])
         bases = choose(names, labels, group, options.seed)
@@ -78,7 +80,7 @@ def main(argv=None):
     except KeyboardInterrupt:
         print("interrupted; the same command goes on", file=sys.stderr)
         return 130
-    shutil.rmtree(work)
+    shutil.rmtree(work, ignore_errors=True)  # the same command may run beside
     print("\n".join(report(options, listing, reasons, pairs, group, bases, labels)))
     print(f"{Console.duration(time.monotonic() - started)} in all")
     return 0
@@ -112,21 +114,33 @@ def names_that_fit(count):
     return (*with_test, test) if with_test and len(with_test) + 1 >= len(without) else without
 
 
-def check_size(options, names, labels):
+def skipped_of(listing, reasons=()):
+    """{reason: names of the pictures without a face}; reasons  of each picture of the listing, as read_faces gives."""
+    skipped = {reason: list(names) for reason, names in listing.skipped.items()}
+    for picture, reason in zip(listing.pictures, reasons):
+        if reason:
+            skipped.setdefault(reason, []).append(picture.path.name)
+    return skipped
+
+
+def check_size(options, names, labels, skipped):
     count, women = len(labels), int(np.sum(labels))
     test, train = sides(names)
     if not names or test + train > count:
         wanted = f"{' '.join(names)} take {test + train}" if names else f"too few for {' '.join(DEFAULT_NAMES)}"
         less = f"; name smaller ones, such as --names {count - count // 5} test{count // 5}" if count >= 5 else ""
+        lost = "".join(f"; skipped {len(names)}: {reason} ({names[0]}{', ...' if names[1:] else ''})"
+                       for reason, names in sorted(skipped.items()))
         raise Dataset.UserError(f"{options.folder}: {count} usable pictures ({count - women} men, {women} women), "
-                                f"{wanted}{less}")
+                                f"{wanted}{less}{lost}")
 
 
 # From pictures to faces, on all cores, by parts that outlast an interruption
 
-def working_folder(options):
-    """Where the parts of this set lie, and of no other that is built at the same time."""
-    return Path(options.out) / f".build_{zlib.crc32(os.fsencode(Path(options.folder).resolve())):08x}"
+def working_folder(options, key):
+    """Where the parts of this set lie, as its fingerprint `key` tells it, and of no other built at the same time."""
+    place = zlib.crc32(os.fsencode(Path(options.folder).resolve()))
+    return Path(options.out) / f".build_{place:08x}_{key[:8]}"
 
 
 def fingerprint(listing):
@@ -139,9 +153,10 @@ def fingerprint(listing):
 
 
 def begin(work, key):
-    """Make the folder of the parts; those of another set than `key` says are removed."""
+    """Make the folder of the parts; those of the set as it was before are removed."""
     if not (work / "key").is_file() or (work / "key").read_text() != key:
-        shutil.rmtree(work, ignore_errors=True)
+        for before in work.parent.glob(work.name.rpartition("_")[0] + "*"):
+            shutil.rmtree(before, ignore_errors=True)
         Dataset.write_whole(work / "key", key.encode())
 
 
@@ -192,11 +207,20 @@ def read_faces(pictures, work):
         report.update(done)
     report.clear()
     faces, reasons = [], []
-    for number in range(len(chunks)):
-        with np.load(part(work, number)) as content:
-            faces.append(content["faces"][content["reasons"] == ""])
-            reasons += content["reasons"].tolist()
+    for number, chunk in enumerate(chunks):
+        try:
+            content = load_part(part(work, number))
+        except (OSError, EOFError, ValueError, LookupError, zipfile.BadZipFile):  # damaged, or removed by another build
+            make_part(part(work, number), chunk)
+            content = load_part(part(work, number))
+        faces.append(content["faces"][content["reasons"] == ""])
+        reasons += content["reasons"].tolist()
     return np.concatenate(faces), reasons
+
+
+def load_part(path):
+    with np.load(path) as content:
+        return {name: content[name] for name in ("faces", "reasons")}
 
 
 def run(todo):
@@ -368,10 +392,7 @@ def write(out, name, faces, labels, pictures):
 
 def report(options, listing, reasons, pairs, group, bases, labels):
     """The lines that tell what became of the set."""
-    skipped = {reason: list(names) for reason, names in listing.skipped.items()}
-    for picture, reason in zip(listing.pictures, reasons):
-        if reason:
-            skipped.setdefault(reason, []).append(picture.path.name)
+    skipped = skipped_of(listing, reasons)
     total, women = len(labels) + sum(map(len, skipped.values())), int(labels.sum())
     yield f"{options.folder}: {total} pictures, {len(labels)} faces ({len(labels) - women} men, {women} women)"
     for reason, names in sorted(skipped.items()):

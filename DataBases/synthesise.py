@@ -63,11 +63,16 @@ def make(names, folder, seed=0, teacher=None):
     or one that exists. seed, teacher  as Source takes them"""
     sizes = {name: size_of(name) for name in names}
     for name in sizes:
-        for path in filter(Path.exists, Dataset.database_files(Path(folder) / f"data_{name}.bin")):
-            raise Dataset.UserError(f"{path}: exists already; move it away, or choose another name or another --out")
+        must_be_new(name, folder)
     source = Source(seed, teacher=teacher)
     for name, count in sizes.items():
         yield write(source, name, count, folder)
+
+
+def must_be_new(name, folder):
+    """Raise UserError where there is a database of this name, or a part of one."""
+    for path in filter(Path.exists, Dataset.database_files(Path(folder) / f"data_{name}.bin")):
+        raise Dataset.UserError(f"{path}: exists already; move it away, or choose another name or another --out")
 
 
 def with_databases(options):
@@ -99,7 +104,7 @@ def size_of(name):
 class Source:
     """Labelled faces of nobody.
 
-    seed     of all that is drawn
+    seed     of all that is drawn; it becomes TensorFlow's too
     model    has sample(count, generator) -> [count, 2304] uint8; by default the faces.Model that ships
     teacher  a net that says man or woman of them; by default the net that ships, asked where the labeller is not sure
     """
@@ -113,10 +118,12 @@ class Source:
 
     def answer(self, grey):
         """Probabilities of man and woman, [N, 2] float32, of faces [N, 2304] uint8."""
-        says = np.concatenate([self.first(part) for part in np.array_split(grey, math.ceil(len(grey) / ASKED))])
+        parts = np.array_split(grey, math.ceil(len(grey) / ASKED) or 1)
+        says = np.concatenate([self.first(part) if len(part) else np.empty((0, 2), np.float32) for part in parts])
         for net in self.others:
             doubtful = says.max(1) < SURE
-            says[doubtful] = net(grey[doubtful])
+            if doubtful.any():  # a convolution of no faces fails
+                says[doubtful] = net(grey[doubtful])
         return says
 
     def draw(self, name, count):
@@ -148,7 +155,7 @@ def write(source, name, count, folder):
         raise Dataset.UserError(f"{data}: {count:,} faces need {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free; "
                                 "choose fewer, or another --out")
     Dataset.make_folder(folder)
-    data_part, gender_part = (path.with_name(f".{os.getpid()}.{path.name}.part") for path in (data, gender))
+    data_part, gender_part = map(Dataset.part_of, (data, gender))
     progress = Console.Progress(count, unit="faces")
     done = 0
     try:
@@ -158,6 +165,7 @@ def write(source, name, count, folder):
                 gender_file.write(label.tobytes())
                 done += len(grey)
                 progress.update(done, name)
+        must_be_new(name, folder)  # one may have come since
         os.replace(gender_part, gender)  # labels first: a data file without its labels would be in the way
         os.replace(data_part, data)
     except OSError as error:

@@ -610,6 +610,25 @@ def test_the_weight_that_is_given_stays_and_the_one_looked_for_moves(norm):
         assert (float(attack.weight[0]) == first) is (given is not None)
 
 
+@pytest.mark.parametrize("name", Attacks.ATTACKS)
+def test_a_net_that_does_not_answer_with_two_numbers_is_refused(name):
+    def one(x):
+        return Linear(1)(x)[:, 1:]
+    with pytest.raises(Dataset.UserError, match=r"the net answers \[.*, 1\] about pictures .* two numbers a face"):
+        mislead(one, grey_faces(2), [0, 1], name, **few_steps(name, {}))
+
+
+@pytest.mark.parametrize("dtype", [tf.float64, tf.bfloat16])
+def test_a_net_may_answer_in_another_precision(net, faces, dtype):
+    plain, cast = (mislead(ask, *faces, "ddn", steps=5) for ask in (net, lambda x: tf.cast(net(x), dtype)))
+    assert cast.fools.mean() == plain.fools.mean() == 1.0
+
+
+def test_a_net_that_answers_with_no_number_misleads_nobody():
+    with pytest.raises(Dataset.UserError, match="answers with no number"):
+        mislead(lambda x: Linear(1)(x) * np.nan, grey_faces(2), [0, 1], "ddn", steps=2)
+
+
 def test_a_random_start_is_on_all_sides_of_the_face():
     attack = Attacks.build("pgd", Linear(1, 40.0), grey_faces(1), [0], norm="linf", random_start=True)
     attack.step()

@@ -459,12 +459,42 @@ def test_parts_of_pictures_that_have_changed_are_read_anew(tmp_path, run):
     assert run("folder", folder, "--names", "38", "test10", "--out", tmp_path / "out")[0] == 2
     (tmp_path / "out").mkdir(exist_ok=True)
     listing = sources.folder(folder)
-    work = build.working_folder(build.Options("folder", folder, out=tmp_path / "out"))
-    build.begin(work, build.fingerprint(listing))
+    key = build.fingerprint(listing)
+    work = build.working_folder(build.Options("folder", folder, out=tmp_path / "out"), key)
+    build.begin(work, key)
     build.make_part(build.part(work, 0), listing.pictures[:32])
     save(folder / "man" / "0.png", portrait(500))
     code, out, _ = run("folder", folder, "--names", "20", "test10", "--out", tmp_path / "out")
     assert code == 0 and "going on" not in out
+
+
+@pytest.mark.parametrize("spoil", [lambda part: part.write_bytes(b""), lambda part: part.write_bytes(b"junk"),
+                                   lambda part: np.savez(part, faces=np.zeros(3)), lambda part: part.unlink()])
+def test_a_damaged_or_missing_part_is_read_anew(tmp_path, spoil):
+    listing = sources.folder(many(tmp_path / "mine", 40))
+    work = tmp_path / "work"
+    whole = build.read_faces(listing.pictures, work)
+    original = build.run
+
+    def spoiled(todo):
+        yield from original(todo)
+        spoil(build.part(work, 1))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(build, "run", spoiled)
+        faces, reasons = build.read_faces(listing.pictures, work)
+    np.testing.assert_array_equal(faces, whole[0])
+    assert reasons == whole[1]
+
+
+def test_why_pictures_are_not_usable_is_said_where_too_few_are(tmp_path, run):
+    for folder in "man", "woman":
+        (tmp_path / "mine" / folder).mkdir(parents=True)
+        for number in range(3):
+            (tmp_path / "mine" / folder / f"{number}.png").write_bytes(b"no picture")
+    code, _, err = run("folder", tmp_path / "mine", "--names", "2", "test2", "--out", tmp_path / "out")
+    assert code == 2 and err.count("\n") == 1
+    assert err.endswith("0 usable pictures (0 men, 0 women), 2 test2 take 4; skipped 6: not a picture that can be read "
+                        "(0.png, ...)\n")
 
 
 def test_two_sets_built_at_once_do_not_mix(tmp_path, run, monkeypatch):

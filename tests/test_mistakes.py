@@ -1,11 +1,13 @@
 """A user's mistake is one line on stderr (file or value, expected, found, remedy), exit code 2, and nothing written."""
 import contextlib
+import errno
 import io
 import os
 import shutil
 import sys
 import types
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -161,6 +163,14 @@ def test_folder_whose_name_tensorflow_cannot_open(run, in_folder, database, scri
     assert files(in_folder) == [in_folder / "face.raw"]
 
 
+def test_a_picture_is_not_written_over_by_the_sheet_of_its_answers(run, in_folder, checkpoint):
+    Image.fromarray(FACE.reshape(48, 48)).save("inference.png")
+    before = Path("inference.png").read_bytes()
+    refuse(run(Main_inference, in_folder / "inference.png", "--checkpoint", checkpoint), "would be written over it")
+    assert Path("inference.png").read_bytes() == before
+    assert run(Main_inference, "inference.png", "--checkpoint", checkpoint, "--out", "sheets", "--no-show")[0] == 0
+
+
 def test_a_blank_in_a_name_is_told_as_it_is(run, in_folder):
     refuse(run(Main_inference, "a  b.png"), "a  b.png: no such file")
 
@@ -172,9 +182,10 @@ def test_a_notebook_s_stdout_is_written_to(in_folder, checkpoint):
     assert out.getvalue().startswith("face.raw: ")
 
 
-def test_full_disk_is_not_taken_for_full_memory(run):
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_full_disk_is_not_taken_for_full_memory(run, number):
     def fill(argv):
-        raise tf.errors.ResourceExhaustedError(None, None, "my_model-1.data; No space left on device")
+        raise tf.errors.ResourceExhaustedError(None, None, f"my_model-1.data; {os.strerror(number)}")
     refuse(run(types.SimpleNamespace(__name__="Main", main=fill)), "the disk is full")
 
 

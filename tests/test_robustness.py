@@ -119,6 +119,20 @@ def test_values_by_hand():
     assert lines[5:] == ["a,robust,linf,0,0,4,3,0.75", "a,robust,linf,4,0.0156863,4,1,0.25"]
 
 
+def test_nets_of_ones_own_need_what_tells_them_apart(linear, tmp_path):
+    def bench(net):
+        return Robustness.Bench({"own": net}, linear[1], linear[2].tolist(), {"fgsm": {}}, "linf", [6], tmp_path, 4)
+
+    with pytest.raises(Dataset.UserError, match="`description`, a text, and `variables`"):
+        bench(lambda x: linear[0](x))
+    own = tf.keras.Sequential([tf.keras.Input([Dataset.DIM]), tf.keras.layers.Dense(2)])
+    own.description = "of one's own"
+    own_bench = bench(own)
+    for _ in own_bench.run():
+        pass
+    assert own_bench.distances()["own"]["fgsm"].shape == linear[2].shape
+
+
 def test_the_curve_is_drawn_through_every_loss():
     pytest.importorskip("matplotlib")
     where, accuracy = Robustness.curve(DISTANCES["a"]["dx"], 6)

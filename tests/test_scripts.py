@@ -126,6 +126,16 @@ def test_full_disk_under_the_output_is_one_line(trained):
     assert done.stderr == "Main_inference.py: the disk is full; make room, or choose another folder\n"
 
 
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
+def test_without_stdout_or_stderr_the_work_is_done(trained, closed):
+    folder, _ = trained
+    done = subprocess.run(f"{sys.executable} {ROOT / 'Main_inference.py'} woman.png --no-show --out closed {closed}",
+                          shell=True, cwd=folder, capture_output=True)
+    assert done.returncode == 0, done.stderr
+    assert (folder / "closed" / "inference.png").is_file()
+    shutil.rmtree(folder / "closed")
+
+
 def wait_for(condition, seconds=120):
     while not condition():
         seconds -= 0.1

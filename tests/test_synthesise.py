@@ -118,6 +118,28 @@ def test_where_the_labeller_is_sure_it_says_what_the_net_that_ships_says():
     assert (says.argmax(1) == expected.argmax(1)).mean() > 0.998
 
 
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_few_faces_are_answered_whether_or_not_one_is_doubtful(count):
+    asked = source()
+    grey = asked.model.sample(200, np.random.default_rng(0))
+    whole = asked.answer(grey)
+    for first in range(0, 60, 3):
+        np.testing.assert_allclose(asked.answer(grey[first:first + count]), whole[first:first + count], atol=0.02)
+
+
+def test_a_base_that_appears_while_one_is_drawn_is_kept(tmp_path, monkeypatch):
+    drawing = source()
+
+    def draw(name, count):
+        (tmp_path / "data_4.bin").write_bytes(b"the user's")
+        yield np.zeros((4, Dataset.DIM), np.uint8), np.eye(2, dtype="<f4")[[0, 1, 0, 1]]
+    monkeypatch.setattr(drawing, "draw", draw)
+    with pytest.raises(Dataset.UserError, match="data_4.bin: exists already"):
+        synthesise.write(drawing, "4", 4, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["data_4.bin"]
+    assert (tmp_path / "data_4.bin").read_bytes() == b"the user's"
+
+
 # The databases
 
 @pytest.mark.parametrize("name, count", [("10k", 10_000), ("test10k", 10_000), ("500", 500), ("my_2", 2)])

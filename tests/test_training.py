@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -474,6 +475,42 @@ def test_frozen_layers_keep_their_moving_averages(database, tmp_path):
     finish(training)
     np.testing.assert_array_equal(first.mean, before[0])
     assert np.any(second.mean != before[1])
+
+
+def test_layers_that_are_no_longer_frozen_learn(database, tmp_path):
+    training = trainer(database, tmp_path / "a", recipe=dataclasses.replace(RECIPE, freeze=1), **DROPPING)
+    bn = Training.weight_layers(training.net)[0].bn
+    assert bn.frozen
+    before = bn.mean.numpy()
+    again = Training.Trainer(training.net, training.train, training.measured["validation"], None, RECIPE,
+                             tmp_path / "b", None, training.net.description)
+    finish(again)
+    assert np.any(bn.mean != before)
+
+
+def test_a_training_leaves_the_dataset_that_it_was_given_as_it_is(database, tmp_path):
+    dataset = Dataset.open_database(database, 50)
+    dataset.seed = 5
+    seen = [dataset.NextTrainingBatch()[0]]
+    net = Models.build("small")
+    Training.Trainer(net, dataset, dataset, None, RECIPE, tmp_path, None, net.description)
+    list(Training.find_rate(Models.build("small"), dataset, RECIPE, steps=2))
+    seen += [dataset.NextTrainingBatch()[0] for _ in range(3)]
+    assert dataset.seed == 5 and len({face.tobytes() for part in seen for face in np.asarray(part)}) == 200
+
+
+def test_a_training_in_a_thread_ends_as_any(database, tmp_path):
+    training = trainer(database, tmp_path)
+    thread = threading.Thread(target=finish, args=(training,))
+    thread.start()
+    thread.join()
+    assert int(training.step) == training.total
+
+
+@pytest.mark.parametrize("augment", ["flip", ("rotate",), ("flip", "rotate")])
+def test_a_change_that_does_not_exist_is_refused(augment):
+    with pytest.raises(Dataset.UserError, match="expected a tuple of flip, rotation"):
+        Training.Recipe(augment=augment)
 
 
 @pytest.mark.parametrize("net, freeze", [("convnet", 2), ("resnet", 3)])
