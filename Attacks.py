@@ -95,8 +95,8 @@ class Attack:
     steps  most passes forward and backward; two more go forward at the end
     mask   [2304] bool: where DX may act; everywhere by default
 
-    Raises Dataset.UserError for faces, labels, steps or a mask that are not so. An attack overrides `_loss`, `_move`
-    and the attributes here:
+    Raises Dataset.UserError for faces, labels, steps or a mask that are not so, or a net that answers otherwise. An attack
+    overrides `_loss`, `_move` and the attributes here:
     """
     norm = "l2"               # a key of DISTANCES
     rounding = True           # the net sees what the file will hold
@@ -104,7 +104,7 @@ class Attack:
     keeps_last = False        # not the closest picture that fools: where chance has a part, that is the luckiest
 
     def __init__(self, net, faces, wrong, steps, mask=None):
-        self.net, self.steps = lambda pictures: answers(net, pictures), _steps(steps)
+        self.net, self.steps = lambda pictures: logits_of(net, pictures), _steps(steps)
         self.ask, self.views = lambda pictures, step: self.net(pictures), 1  # what a step asks, of how many pictures
         self.faces = _faces(faces)
         self.wrong = tf.constant(_wrong(wrong, len(faces)))
@@ -229,7 +229,7 @@ def _straight_through(seen, x):
     return x + tf.stop_gradient(seen - x)
 
 
-def answers(net, pictures):
+def logits_of(net, pictures):
     """What a net says of pictures [N, 2304], course scale: logits [N, 2] float32. UserError for any other shape."""
     logits = tf.convert_to_tensor(net(pictures))
     if logits.shape.rank not in (None, 2) or logits.shape.rank and logits.shape[1] not in (None, 2):
@@ -432,7 +432,7 @@ def push(net, x, wrong, radius, steps, seed):
     for _ in range(steps):
         with tf.GradientTape() as tape:
             tape.watch(dx)
-            lead = _lead(answers(net, x + dx), wrong)
+            lead = _lead(logits_of(net, x + dx), wrong)
         dx = _l2_ball(dx + 2.5 * radius / steps * _unit(tape.gradient(lead, dx)), radius)
         dx = tf.clip_by_value(x + dx, Dataset.BLACK, Dataset.WHITE) - x
     return x + dx
@@ -702,7 +702,7 @@ def survival(net, files, wrong, changes, count=100):
     """
     shares = {}
     for change in changes:
-        says = [tf.argmax(Dataset.finite(answers(net, tf.constant(Dataset.to_float(_changed_files(
+        says = [tf.argmax(Dataset.finite(logits_of(net, tf.constant(Dataset.to_float(_changed_files(
             face, change, count))))), axis=1) for face in files]
         shares[change] = np.mean(np.array(says) == np.reshape(wrong, [-1, 1]), axis=1)
     return shares

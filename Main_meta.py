@@ -116,10 +116,12 @@ def read_grid(options):
 
 def must_be_trainable(options, grid):
     """Raise UserError where Main.py would refuse a cell of the grid."""
+    named = {}
     for cell in values(grid, grid):
         given = Console.parse(Main.Options, Sweep.arguments(options, dict(zip(grid, cell))), Main.__doc__)
         Console.must_stand_together(given, Main.NEEDS)
-    small = {name: 1 if name.startswith("nb_") else given[name] for name in Main.NET_OPTIONS if name in given}
+        named |= given
+    small = {name: 1 if name.startswith("nb_") else named[name] for name in Main.NET_OPTIONS if name in named}
     Models.build(options.net, **small)  # knows which options a net has
 
 

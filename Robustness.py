@@ -243,7 +243,7 @@ class Misled(Parts):
     def __init__(self, net, faces, labels, attack, options, radius, out, batch):
         super().__init__(faces, labels, out, batch)
         self.net, self.radius = net, radius
-        self.add(None, net, f"misled-{attack}", ".bin", [options, radius],
+        self.add(None, net, f"misled-{attack}", ".bin", [_complete(attack, options), radius],
                  functools.partial(self._search, attack, options))
 
     def _search(self, attack, options, rows):
@@ -273,7 +273,7 @@ def _files(path, rows):
 
 
 def _says(net, faces):
-    return np.argmax(Dataset.finite(Attacks.answers(net, tf.constant(Dataset.to_float(faces)))), axis=1)
+    return np.argmax(Dataset.finite(Attacks.logits_of(net, tf.constant(Dataset.to_float(faces)))), axis=1)
 
 
 class Retraining:

@@ -200,6 +200,7 @@ def test_what_learned_is_judged_by_the_test_base(stand_in, capsys):
 
 @pytest.mark.parametrize("given, grid, said", [
     (["--net", "nn4", "--nb-conv", "1"], None, "net nn4 has no option nb_conv"),
+    (["--net", "nn4"], {"nb_conv": [1, None]}, "net nn4 has no option nb_conv"),
     ([], {"freeze": [0, 2]}, "freeze is no option"),
     ([], {"adversarial": [0, 50], "adversarial_steps": [1, 2]}, "--adversarial-steps does nothing without"),
     ([], {"dropout": [0.1, 2]}, "--dropout: 2: expected a number in"),
