@@ -12,7 +12,9 @@ import itertools
 import json
 import math
 import os
+import shlex
 import signal
+import subprocess
 import sys
 import time
 import types
@@ -129,6 +131,11 @@ def parse(options, argv, description):
 def flag(name):
     """The option of a field of an options' dataclass."""
     return "--from" if name == "start" else f"--{name.replace('_', '-')}"
+
+
+def quoted(word):
+    """A word of a command, as the shell of this system reads it."""
+    return subprocess.list2cmdline([str(word)]) if os.name == "nt" else shlex.quote(str(word))
 
 
 def must_stand_together(given, needs):

@@ -8,7 +8,6 @@ import Console  # first: it silences TensorFlow's start
 
 import dataclasses
 import json
-import shlex
 import time
 from pathlib import Path
 from typing import Annotated
@@ -89,7 +88,7 @@ def main(argv=None):
         print(f"\ninterrupted at step {int(trainer.step)} of {trainer.total}, " + (
             "before anything was saved: begin again" if saved is None else
             f"and saved{'' if saved == trainer.step else f' as at step {saved}'}; go on with\n"
-            f"    python Main.py --resume --out {shlex.quote(str(out))}"))
+            f"    python Main.py --resume --out {Console.quoted(out)}"))
         return 130
     result = trainer.result()
     name = "test" if test else "validation"

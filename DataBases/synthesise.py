@@ -13,7 +13,6 @@ import dataclasses
 import math
 import os
 import re
-import shlex
 import shutil
 import zlib
 from pathlib import Path
@@ -52,7 +51,7 @@ def main(argv=None):
             print(line, flush=True)
     except KeyboardInterrupt:
         missing = list(dict.fromkeys(options.names))[made:]
-        others = [f"--{name} {shlex.quote(str(given[name]))}" for name in ("out", "seed") if name in given]
+        others = [f"--{name} {Console.quoted(given[name])}" for name in ("out", "seed") if name in given]
         print(f"interrupted; go on with\n    {' '.join(['python -m DataBases.synthesise', *missing, *others])}")
         return 130
     return 0

@@ -429,3 +429,11 @@ def test_meta_file_of_another_database(run, in_folder, checkpoint):
     data = write_database(in_folder, "x", 20)
     (in_folder / "meta_x.csv").write_text("age,ethnicity\n30,0\n")
     refuse(run(Main_inference, data, "--checkpoint", checkpoint), "meta_x.csv: expected the columns age,ethnicity")
+
+
+@pytest.mark.parametrize("system, word, expected", [
+    ("posix", "a b", "'a b'"), ("posix", "checkpoints/a", "checkpoints/a"), ("nt", r"checkpoints\a", r"checkpoints\a"),
+    ("nt", r"my nets\a", r'"my nets\a"')])
+def test_a_command_to_go_on_is_quoted_as_the_system_reads_it(monkeypatch, system, word, expected):
+    monkeypatch.setattr(Console.os, "name", system)
+    assert Console.quoted(word) == expected
