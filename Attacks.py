@@ -95,8 +95,8 @@ class Attack:
     steps  most passes forward and backward; two more go forward at the end
     mask   [2304] bool: where DX may act; everywhere by default
 
-    Raises Dataset.UserError for faces, labels, steps or a mask that are not so, or a net that answers otherwise. An attack
-    overrides `_loss`, `_move` and the attributes here:
+    Raises Dataset.UserError for faces, labels, steps or a mask that are not so, or a net that answers otherwise. An
+    attack overrides `_loss`, `_move` and the attributes here:
     """
     norm = "l2"               # a key of DISTANCES
     rounding = True           # the net sees what the file will hold
@@ -727,9 +727,9 @@ ATTACKS = {"dx": Misleading, "fgsm": FGSM, "pgd": PGD, "deepfool": DeepFool, "js
 
 
 def options(name):
-    """The names of the options, beside the mask of all, that an attack of ATTACKS takes."""
-    return [option for option in inspect.signature(ATTACKS[name]).parameters
-            if option not in ("net", "faces", "wrong", "mask")]
+    """The options, beside the mask of all, that an attack of ATTACKS takes: {name: default}."""
+    return {option: parameter.default for option, parameter in inspect.signature(ATTACKS[name]).parameters.items()
+            if option not in ("net", "faces", "wrong", "mask")}
 
 
 def build(name, net, faces, wrong, mask=None, survive=(), **given):

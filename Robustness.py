@@ -9,7 +9,6 @@ import csv
 import dataclasses
 import functools
 import hashlib
-import inspect
 import io
 import itertools
 import json
@@ -87,9 +86,7 @@ def _runs(attack, norm, radii):
 
 def _complete(attack, options):
     """The options of an attack that a measurement depends on: what the user did not name is as the attack has it."""
-    parameters = inspect.signature(Attacks.ATTACKS[attack]).parameters
-    named = {name: value for name, value in options.items() if value is not None}
-    return {name: parameters[name].default for name in Attacks.options(attack)} | named
+    return Attacks.options(attack) | {name: value for name, value in options.items() if value is not None}
 
 
 class Parts:

@@ -243,8 +243,10 @@ class Sweep:
     def _start(self, parameters, folder, lock):
         """The process of a training, which holds the lock as long as it lives."""
         o = self.options
-        given = ["--resume"] if Training.can_resume(folder) else arguments(o, parameters)
-        if not Training.can_resume(folder):
+        if Training.can_resume(folder):
+            given = ["--resume"]
+        else:
+            given = arguments(o, parameters)
             for rest in folder.glob("my_model-*"):  # of one killed before it had saved what it could be resumed from
                 rest.unlink()
         threads = str(max(1, (os.cpu_count() or 1) // o.processes))

@@ -68,6 +68,14 @@ def stand_in(in_folder, monkeypatch):
     return in_folder
 
 
+@pytest.fixture
+def made(monkeypatch):
+    """The studies that sweeps make."""
+    studies, create = [], optuna.create_study
+    monkeypatch.setattr(optuna, "create_study", lambda **options: studies.append(create(**options)) or studies[-1])
+    return studies
+
+
 def ran(folder):
     return (folder / "ran").read_text().splitlines() if (folder / "ran").exists() else []
 
@@ -175,16 +183,12 @@ def test_tpe_ends_where_the_best_cell_is_trained_already(stand_in, capsys):
     assert Path("checkpoints/meta/journal.log").stat().st_size < 200_000
 
 
-def test_a_search_looks_for_the_best(stand_in, capsys, monkeypatch):
-    made, create = [], optuna.create_study
-    monkeypatch.setattr(optuna, "create_study", lambda **options: made.append(create(**options)) or made[-1])
+def test_a_search_looks_for_the_best(stand_in, capsys, made):
     sweep(capsys, "--nb-conv", "1", "2", "3", "--search", "tpe")
     assert made[-1].best_params == {"nb_conv": 3}
 
 
-def test_a_search_does_not_see_the_test_base_in_what_a_grid_has_trained(stand_in, database, capsys, monkeypatch):
-    made, create = [], optuna.create_study
-    monkeypatch.setattr(optuna, "create_study", lambda **options: made.append(create(**options)) or made[-1])
+def test_a_search_does_not_see_the_test_base_in_what_a_grid_has_trained(stand_in, database, capsys, made):
     grid = ["--nb-conv", "2", "--test", str(database.with_name("data_test.bin"))]
     for search in "grid", "tpe":
         sweep(capsys, *grid, "--search", search)
@@ -451,9 +455,7 @@ def test_the_order_of_a_grid_does_not_matter(stand_in, capsys):
 
 
 @pytest.mark.parametrize("search", ["random", "tpe"])
-def test_a_search_looks_at_the_validation_part_alone(stand_in, database, capsys, search, monkeypatch):
-    made, create = [], optuna.create_study
-    monkeypatch.setattr(optuna, "create_study", lambda **options: made.append(create(**options)) or made[-1])
+def test_a_search_looks_at_the_validation_part_alone(stand_in, database, capsys, search, made):
     sweep(capsys, "--nb-conv", "2", "--test", str(database.with_name("data_test.bin")), "--search", search)
     assert made[-1].best_value == pytest.approx(0.83)  # the test base's is 0.82
     assert isinstance(made[-1].sampler, optuna.samplers.TPESampler) is (search == "tpe")
