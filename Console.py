@@ -151,6 +151,13 @@ def must_be_text(name):
         raise Dataset.UserError(f"{ascii(name)}: TensorFlow opens no file whose name is not UTF-8; choose another name")
 
 
+def must_keep(read, written, options):
+    """Raise UserError for a file that is read and would be written over; `options` would choose others."""
+    for path, target in itertools.product(read, written):
+        if os.path.exists(path) and os.path.exists(target) and os.path.samefile(path, target):
+            raise Dataset.UserError(f"{path}: would be written over by the picture {target}; choose another {options}")
+
+
 def parse_kernel(text):
     """A kernel's width of `5`, its [height, width] of `3x1`. Raises UserError for any other text."""
     numbers = text.split("x")

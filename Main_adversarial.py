@@ -30,6 +30,8 @@ from DataBases import photo
 
 ATTACK_OPTIONS = sorted(set().union(*map(Attacks.options, Attacks.ATTACKS)))
 ADVICE = {"steps": "more", "weight": "a smaller", "radius": "a larger", "box": "a larger"}
+FILES = {"ori": "_ori.raw", "ori_png": "_ori.png", "mod": "_mod.raw", "mod_png": "_mod.png",  # adv_<name>...
+         "amp": "_amp.raw", "amp_png": "_amp.png", "strip": ".png"}
 PICTURES = 50  # in TensorBoard's slider, beside the saved one
 
 
@@ -92,12 +94,14 @@ def mislead(options, net, face, wrong, mask, name):
     given = {option: getattr(options, option) for option in ATTACK_OPTIONS}
     survive = ",".join(options.survive).split(",") if options.survive else ()
     given["radius"] = options.radius and options.radius / Dataset.GREY_LEVELS
+    paths = {kind: str(Path(options.out) / f"adv_{name}{end}") for kind, end in FILES.items()}
+    Console.must_keep([options.path], paths.values(), "--name or --out")
     Console.ask(net, face.grey)  # refuses a net that has diverged, before anything is written
     started = time.monotonic()
     attack = Attacks.build(options.attack, net, face.grey.reshape(1, -1), [wrong], mask, survive, **given)
     found = search(attack, options.logs and Console.claim(Path(options.logs) / f"adv_{name}"))
     seconds = time.monotonic() - started
-    paths = write(found, Path(options.out) / f"adv_{name}")
+    write(found, paths)
     report = describe(net, found, paths, wrong) | {
         "attack": options.attack, "norm": attack.norm, "steps": int(attack.done), "seconds": seconds,
         "passes": {"forward": found.forward, "backward": found.backward}} | ({"box": [*face.box]} if face.box else {})
@@ -108,11 +112,9 @@ def mislead(options, net, face, wrong, mask, name):
     tiles = [(face.view, face.note)] if face.view else []
     tiles += [(found.original[0], f"original: {before}"), (found.modified[0], f"modified: {after}"),
               (found.amplified[0], "noise, 50 times")]
-    paths["strip"] = str(Path(options.out) / f"adv_{name}.png")
-    if not options.json:
-        print_report(options, before, after, report)
     shown = Console.present(Console.strip(*zip(*tiles)), paths["strip"], options.show and not options.json)
     if not options.json:
+        print_report(options, before, after, report)
         print(shown, file=sys.stderr)
     return report
 
@@ -147,15 +149,13 @@ def log_pictures(faces, pictures, step):
         tf.summary.image(name, picture.reshape(1, Dataset.SIDE, Dataset.SIDE, 1), step)
 
 
-def write(found, stem):
-    """Write the three pictures as .raw and .png: their paths, {"ori": ..., "ori_png": ..., "mod": ...}."""
-    paths, contents = {}, []
+def write(found, paths):
+    """Write the three pictures as .raw and .png."""
+    contents = {}
     for kind, picture in ("ori", found.original), ("mod", found.modified), ("amp", found.amplified):
-        paths |= {kind: f"{stem}_{kind}.raw", f"{kind}_png": f"{stem}_{kind}.png"}
-        square = Image.fromarray(picture.reshape(Dataset.SIDE, Dataset.SIDE))
-        contents += [picture.tobytes(), Dataset.to_png(square)]
-    Dataset.write_all(dict(zip(paths.values(), contents)))
-    return paths
+        contents[paths[kind]] = picture.tobytes()
+        contents[paths[f"{kind}_png"]] = Dataset.to_png(Image.fromarray(picture.reshape(Dataset.SIDE, Dataset.SIDE)))
+    Dataset.write_all(contents)
 
 
 def describe(net, found, paths, wrong):

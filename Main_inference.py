@@ -10,7 +10,6 @@ import Console  # first: it silences TensorFlow's start
 
 import dataclasses
 import json
-import os
 from pathlib import Path
 from typing import Annotated
 
@@ -20,6 +19,8 @@ import tensorflow as tf
 import Dataset
 import Models
 from DataBases import photo
+
+PICTURE = "inference.png"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,10 +40,7 @@ class Options:
 
 def main(argv=None):
     options = Options(**Console.parse(Options, argv, __doc__))
-    target = Path(options.out) / "inference.png"
-    if read := [path for path in options.path if os.path.exists(path) and os.path.exists(target)
-                and os.path.samefile(path, target)]:
-        raise Dataset.UserError(f"{read[0]}: the picture of all faces would be written over it; choose another --out")
+    Console.must_keep(options.path, [Path(options.out) / PICTURE], "--out")
     inputs = read_all(options.path, options.all)
     nets = [Models.load(path)[0] for path in options.checkpoint or [Console.default_checkpoint()]]
     net = Console.Committee(nets, options.views) if options.views or len(nets) > 1 else nets[0]
@@ -66,7 +64,7 @@ def show(inputs, answers, options):
     tiles = [tile for (_, item), answer in zip(inputs, answers) if isinstance(item, photo.Face)
              for tile in tiles_of(item, answer)]
     try:
-        return tiles and Console.present(Console.strip(*zip(*tiles)), Path(options.out) / "inference.png",
+        return tiles and Console.present(Console.strip(*zip(*tiles)), Path(options.out) / PICTURE,
                                          options.show and not options.json)
     except Dataset.UserError as error:
         if options.out != Options.out:

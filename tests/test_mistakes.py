@@ -166,9 +166,19 @@ def test_folder_whose_name_tensorflow_cannot_open(run, in_folder, database, scri
 def test_a_picture_is_not_written_over_by_the_sheet_of_its_answers(run, in_folder, checkpoint):
     Image.fromarray(FACE.reshape(48, 48)).save("inference.png")
     before = Path("inference.png").read_bytes()
-    refuse(run(Main_inference, in_folder / "inference.png", "--checkpoint", checkpoint), "would be written over it")
+    refuse(run(Main_inference, in_folder / "inference.png", "--checkpoint", checkpoint), "would be written over")
     assert Path("inference.png").read_bytes() == before
     assert run(Main_inference, "inference.png", "--checkpoint", checkpoint, "--out", "sheets", "--no-show")[0] == 0
+
+
+@pytest.mark.parametrize("read", ["adv_a_ori.raw", "adv_a_mod.raw", "adv_a_amp.raw"])
+def test_a_face_is_not_written_over_by_what_misleads_about_it(run, in_folder, checkpoint, read):
+    Path(read).write_bytes(FACE.tobytes())
+    arguments = ["man", "--checkpoint", checkpoint, "--steps", 1, "--no-show"]
+    refuse(run(Main_adversarial, read, *arguments, "--name", "a"), "would be written over", "--name or --out")
+    assert files(in_folder) == [in_folder / read] and Path(read).read_bytes() == FACE.tobytes()
+    assert run(Main_adversarial, read, *arguments, "--name", "b")[0] in (0, 1)
+    assert Path(read).read_bytes() == FACE.tobytes()
 
 
 def test_a_blank_in_a_name_is_told_as_it_is(run, in_folder):
