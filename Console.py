@@ -16,6 +16,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import threading
 import time
 import types
 import typing
@@ -50,13 +51,17 @@ def _without_stderr():
 
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-interrupt = signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C during the import ends without a traceback
+_in_main = threading.current_thread() is threading.main_thread()  # in no other may signals be set
+if _in_main:
+    _interrupt = signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C during the import ends without a traceback
 with _without_stderr():
     import tensorflow as tf
     for gpu in tf.config.list_physical_devices("GPU"):
-        tf.config.experimental.set_memory_growth(gpu, True)
+        with contextlib.suppress(RuntimeError):  # a program that imports this late has used its GPU already
+            tf.config.experimental.set_memory_growth(gpu, True)
 tf.get_logger().setLevel("ERROR")  # no advice about tracing: every attack is a function of its own
-signal.signal(signal.SIGINT, interrupt)
+if _in_main:
+    signal.signal(signal.SIGINT, _interrupt)
 
 import Models
 
@@ -65,7 +70,7 @@ import Models
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message):
-        first = " (before the options)" if "are required" in message else ""
+        first = " (before the options)" if "are required" in message and "--" not in message else ""
         raise Dataset.UserError(f"{message}{first}; see --help")
 
 
@@ -183,6 +188,7 @@ REFUSALS = {errno.EACCES, errno.EPERM, errno.EROFS, *NO_ROOM, errno.ENAMETOOLONG
 def run(main, argv=None):
     """Run an entry script's `main(argv)`: its exit code; a user's mistake is one line on stderr and exit code 2."""
     script = Path(sys.argv[0]).name
+    _save_when_ended()
     if isinstance(sys.stdout, io.TextIOWrapper):  # in a notebook it is none
         sys.stdout.reconfigure(errors="backslashreplace")  # a file's name may be no text
     try:
@@ -213,6 +219,17 @@ def run(main, argv=None):
         else:
             raise
     return 2
+
+
+def _save_when_ended():
+    """A batch system's end, or the terminal's, is Ctrl-C; where either is ignored, as nohup does, it stays so."""
+    def end(_, frame):
+        interrupt = signal.getsignal(signal.SIGINT)  # what trains has its own; in the background it may be ignored
+        (interrupt if callable(interrupt) else signal.default_int_handler)(signal.SIGINT, frame)
+    if threading.current_thread() is threading.main_thread():
+        for number in (getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)):
+            if signal.getsignal(number) == signal.SIG_DFL:
+                signal.signal(number, end)
 
 
 def _drop_stdout():
@@ -319,6 +336,8 @@ class Progress:
         self.total, self.first, self.unit, self.scale = total, done, unit, scale
         self.start = time.monotonic()
         self.live = sys.stderr.isatty()
+        if self.live and os.name == "nt":
+            os.system("")  # from here on the console understands how a line is cleared
         self.drawn = 0.0 if self.live else self.start
 
     def __enter__(self):

@@ -31,7 +31,7 @@ import numpy as np
 import tensorflow as tf
 
 import Dataset
-from DataBases import sources
+from DataBases import photo, sources
 
 DEFAULT_NAMES = ("1k", "10k", "100k", "test10k")
 CHUNK = 32  # pictures between two saves, in one process
@@ -66,17 +66,18 @@ def main(argv=None):
     begin(work, key)
     try:
         faces, reasons = read_faces(listing.pictures, work)
-        pictures = [picture for picture, reason in zip(listing.pictures, reasons) if not reason]
+        pictures = [picture for picture, reason in zip(listing.pictures, reasons, strict=True) if not reason]
         labels = np.array([picture.label for picture in pictures], int)
         names = options.names or names_that_fit(len(pictures))
         check_size(options, names, labels, skipped_of(listing, reasons))
-        pairs = near_duplicates(faces)
-        group = groups(len(pictures), pairs, [picture.person for picture in pictures])
+        group, pairs = groups(near_duplicates(faces), [picture.person for picture in pictures])
         bases = choose(names, labels, group, options.seed)
-        refuse_existing(work, plan, names, options.out)
+        contents = {name: files(options.out, name, faces[rows], labels[rows], [pictures[row] for row in rows])
+                    for name, rows in bases.items()}
+        refuse_other(contents, options.out)
         Dataset.write_whole(work / "plan", plan.encode())
-        for name, rows in bases.items():
-            write(options.out, name, faces[rows], labels[rows], [pictures[row] for row in rows])
+        for base in contents.values():
+            Dataset.write_all(base)
     except KeyboardInterrupt:
         print("interrupted; the same command goes on", file=sys.stderr)
         return 130
@@ -90,7 +91,7 @@ def main(argv=None):
 
 def size_of(name):
     """The number of faces that a base's name says: 1k, test10k, 2500."""
-    match = re.fullmatch(r"(?:test)?([1-9]\d*)(k?)", name)
+    match = re.fullmatch(r"(?:test)?([1-9]\d{0,9})(k?)", name)
     if not match:
         raise Dataset.UserError(f"--names {name}: expected a size such as 1k, 10k or 2500, or test10k for a test base")
     return int(match[1]) * (1000 if match[2] else 1)
@@ -144,8 +145,10 @@ def working_folder(options, key):
 
 
 def fingerprint(listing):
-    """What tells a set, and what is annotated, from another: a line of text."""
-    digest = hashlib.sha256()
+    """What tells a set, what is annotated, and how its faces are framed, from another: a line of text."""
+    digest = hashlib.sha256(repr(CHUNK).encode())
+    for module in Dataset, sources, photo:
+        digest.update(Path(module.__file__).read_bytes())
     for path, label, _, *known in listing.pictures:
         stat = path.stat() if path.exists() else None
         digest.update(repr((str(path), label, known, stat and (stat.st_size, stat.st_mtime_ns))).encode())
@@ -161,12 +164,24 @@ def begin(work, key):
 
 
 def refuse_existing(work, plan, names, out):
-    """Nothing is written over, but what an interrupted run of the same plan wrote."""
+    """Nothing is written over; whether what lies there is of an interrupted run of the same plan is seen later."""
     if (work / "plan").is_file() and (work / "plan").read_text() == plan:
         return
     for name in names:
         for path in filter(Path.exists, Dataset.database_files(name, out)):
-            raise Dataset.UserError(f"{path}: exists already; move it away, or choose other --names or another --out")
+            raise existing(path)
+
+
+def refuse_other(contents, out):
+    """Nothing is written over that is other than what would be written; contents  {name: {path: bytes}}"""
+    for name, base in contents.items():
+        for path in filter(Path.exists, Dataset.database_files(name, out)):
+            if path.is_dir() or path.read_bytes() != base.get(path):
+                raise existing(path)
+
+
+def existing(path):
+    return Dataset.UserError(f"{path}: exists already; move it away, or choose other --names or another --out")
 
 
 def part(work, number):
@@ -185,8 +200,9 @@ def make_part(path, pictures):
         except Dataset.DataError:
             reasons.append("not a picture that can be read" if picture.path.exists() else "missing")
         else:
-            reasons.append("" if face is not None else "no face found")
-            if face is not None:
+            blank = face is not None and face.min() == face.max()
+            reasons.append("no face found" if face is None else "of one grey level" if blank else "")
+            if not reasons[-1]:
                 faces[row] = face.ravel()
     content = io.BytesIO()
     np.savez(content, faces=faces, reasons=np.array(reasons))
@@ -209,18 +225,21 @@ def read_faces(pictures, work):
     faces, reasons = [], []
     for number, chunk in enumerate(chunks):
         try:
-            content = load_part(part(work, number))
+            content = load_part(part(work, number), len(chunk))
         except (OSError, EOFError, ValueError, LookupError, zipfile.BadZipFile):  # damaged, or removed by another build
             make_part(part(work, number), chunk)
-            content = load_part(part(work, number))
+            content = load_part(part(work, number), len(chunk))
         faces.append(content["faces"][content["reasons"] == ""])
         reasons += content["reasons"].tolist()
     return np.concatenate(faces), reasons
 
 
-def load_part(path):
+def load_part(path, count):
     with np.load(path) as content:
-        return {name: content[name] for name in ("faces", "reasons")}
+        faces, reasons = content["faces"], content["reasons"]
+    if not len(faces) == len(reasons) == count:
+        raise ValueError(f"{len(faces)} faces, {len(reasons)} reasons of {count} pictures")
+    return {"faces": faces, "reasons": reasons}
 
 
 def run(todo):
@@ -228,8 +247,8 @@ def run(todo):
     if len(todo) < FEW:
         yield from (make_part(*one) for one in todo)
         return
-    with concurrent.futures.ProcessPoolExecutor(min(os.cpu_count(), len(todo)), multiprocessing.get_context("spawn"),
-                                                begin_worker) as pool:
+    workers = min(os.cpu_count(), len(todo), 60)  # Windows waits for no more than 61
+    with concurrent.futures.ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), begin_worker) as pool:
         futures = [pool.submit(make_part, *one) for one in todo]
         try:
             for future in concurrent.futures.as_completed(futures):
@@ -275,7 +294,7 @@ def standardised(rows):
 
 
 def near_duplicates(faces, block=4096):
-    """Which faces show the same photograph, or its mirror image: pairs [n, 2] of rows, each pair once.
+    """Which faces show the same photograph, or its mirror image: yields pairs [n, 2] of rows, each pair once.
 
     faces  [N, 2304] uint8. Two are near-duplicates where their 24x24 reductions correlate by 0.95 or more: below that
     most of UTKFace's pairs are different people, above it most are one photograph (benchmarks/RESULTS.md).
@@ -285,37 +304,42 @@ def near_duplicates(faces, block=4096):
     fine = standardised(fine)
     mirrored = fine.reshape(count, FINE, FINE)[:, :, ::-1].reshape(count, -1)
     report = Report(count, 0, "faces")
-    pairs = [np.empty((0, 2), int)]
     for top in range(0, count, block):
         for left in range(top, count, block):
             rows, columns = fine[top:top + block], slice(left, left + block)
             near = (rows @ fine[columns].T >= NEAR) | (rows @ mirrored[columns].T >= NEAR)
             found = np.argwhere(near) + (top, left)
-            pairs.append(found[found[:, 0] < found[:, 1]])
+            yield found[found[:, 0] < found[:, 1]]
         report.update(min(top + block, count))
     report.clear()
-    return np.concatenate(pairs)
 
 
-def groups(count, pairs, people):
-    """The number of each face's group, [count] int: near-duplicates, and pictures of one person, share theirs.
+def groups(alike, people):
+    """Each face's group, [N] int: near-duplicates, and pictures of one person, share theirs. And how many pairs of
+    near-duplicates there are.
 
-    pairs  [n, 2] rows of near-duplicates;  people  [count] names, None where unknown
+    alike  iterable of pairs [n, 2] of rows;  people  [N] names, None where unknown
     """
-    parent = list(range(count))
-
-    def root(row):
-        while parent[row] != row:
-            parent[row] = parent[parent[row]]
-            row = parent[row]
-        return row
-
+    group, number = np.arange(len(people)), 0
+    for pairs in alike:
+        group, number = joined(group, pairs), number + len(pairs)
     first = {}
     known = [(first.setdefault(person, row), row) for row, person in enumerate(people) if person is not None]
-    for one, other in [*map(tuple, pairs.tolist()), *known]:
-        one, other = root(one), root(other)
-        parent[max(one, other)] = min(one, other)
-    return np.array([root(row) for row in range(count)], int)
+    return joined(group, np.array(known, int).reshape(-1, 2)), number
+
+
+def joined(group, pairs):
+    """Groups [N] int, each named by its first row, of which those of each pair of rows, [n, 2], become one."""
+    while True:
+        one, other = group[pairs].T
+        apart = one != other
+        if not apart.any():
+            return group
+        parent = np.arange(len(group))
+        np.minimum.at(parent, np.maximum(one, other)[apart], np.minimum(one, other)[apart])
+        while (parent[parent] != parent).any():
+            parent = parent[parent]
+        group = parent[group]
 
 
 def choose(names, labels, group, seed):
@@ -377,17 +401,15 @@ def alternate(rows, labels, generator):
 
 # Writing and telling
 
-def write(out, name, faces, labels, pictures):
-    """Write a base: its data_*.bin last, so that no other gender_*.bin or meta_*.csv ever lies beside it."""
+def files(out, name, faces, labels, pictures):
+    """The files of a base, {path: bytes}: its data_*.bin last, so that it never lies there without its labels."""
     data, gender, meta = Dataset.database_files(name, out)
-    for path in (data, gender, meta):
-        path.unlink(missing_ok=True)
-    Dataset.write_whole(gender, np.eye(2, dtype="<f4")[labels].tobytes())
+    contents = {gender: np.eye(2, dtype="<f4")[labels].tobytes()}
     if any(picture.age is not None or picture.ethnicity is not None for picture in pictures):
         lines = [",".join("" if value is None else str(value) for value in (picture.age, picture.ethnicity))
                  for picture in pictures]
-        Dataset.write_whole(meta, ("\n".join(["age,ethnicity", *lines]) + "\n").encode())
-    Dataset.write_whole(data, faces.tobytes())
+        contents[meta] = ("\n".join(["age,ethnicity", *lines]) + "\n").encode()
+    return contents | {data: faces.tobytes()}
 
 
 def report(options, listing, reasons, pairs, group, bases, labels):
@@ -398,7 +420,7 @@ def report(options, listing, reasons, pairs, group, bases, labels):
     for reason, names in sorted(skipped.items()):
         yield f"skipped {len(names):6}  {reason}: {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"
     sizes = np.unique(group, return_counts=True)[1]
-    yield (f"{len(pairs)} pairs of near-duplicates; with these and people known by name, {np.sum(sizes > 1)} groups "
+    yield (f"{pairs} pairs of near-duplicates; with these and people known by name, {np.sum(sizes > 1)} groups "
            f"of 2 to {sizes.max()} faces stay on one side" if sizes.max() > 1 else "no near-duplicates")
     for name, rows in bases.items():
         path, women = Dataset.database_files(name, options.out)[0], int(labels[rows].sum())

@@ -92,7 +92,7 @@ def with_databases(options):
 
 def size_of(name):
     """How many faces a database of this name holds: 10,000 for 10k or test10k. Raises UserError for another name."""
-    match = re.fullmatch(r"[A-Za-z_]*(\d+)(k?)", name)
+    match = re.fullmatch(r"[A-Za-z_]*(\d{1,12})(k?)", name)
     count = int(match[1]) * (1000 if match[2] else 1) if match else 0
     if count < 2:
         raise Dataset.UserError(f"{name}: expected a size of 2 or more, with or without letters before it, such as "
@@ -165,8 +165,12 @@ def write(source, name, count, folder):
                 done += len(grey)
                 progress.update(done, name)
         must_be_new(name, folder)  # one may have come since
-        os.replace(gender_part, gender)  # labels first: a data file without its labels would be in the way
-        os.replace(data_part, data)
+        os.replace(gender_part, gender)  # labels first: a data file is never without its own
+        try:
+            os.replace(data_part, data)
+        except BaseException:
+            gender.unlink(missing_ok=True)
+            raise
     except OSError as error:
         raise Dataset.UserError(f"{data}: cannot be written ({error.strerror}); make it elsewhere with "
                                 "python -m DataBases.synthesise --out, and name it with --train") from None

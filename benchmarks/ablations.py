@@ -103,7 +103,7 @@ def hold_out(options):
     data, gender, meta = Dataset.database_files(options.database)
     faces, labels = Dataset.read_faces(data), Dataset.read_labels(gender)
     first = len(faces) - len(faces) // 5
-    pairs = build.near_duplicates(faces)  # none is learned that shows the same photograph as one that is measured
+    pairs = np.concatenate([*build.near_duplicates(faces)])  # none is learned that shows the same photograph as one that is measured
     apart = np.setdiff1d(np.arange(first), pairs[pairs[:, 1] >= first, 0])
     settings = dataclasses.asdict(options) | {"rows": (), "seeds": 0, "processes": 0, "out": "", "learned": len(apart)}
     settings, known = json.dumps(settings, indent=1), Path(options.out) / "settings.json"

@@ -1,7 +1,9 @@
 """python -m DataBases.build: each public set, on a folder of its exact structure that the test makes."""
 import collections
 import csv
+import errno
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -317,12 +319,13 @@ def test_near_duplicates_are_those_that_correlate():
                 expected.append([i, j])
     assert expected == [[2, 3], [5, 9], [10, 20], [10, 25], [20, 25]]
     for block in (7, 4096):
-        assert sorted(build.near_duplicates(faces, block).tolist()) == expected
+        assert sorted(np.concatenate([*build.near_duplicates(faces, block)]).tolist()) == expected
 
 
 def test_groups_join_near_duplicates_and_people():
     people = ["ann", None, None, "bob", "ann", None, "bob", None]
-    group = build.groups(8, np.array([[1, 2], [2, 3], [5, 7]]), people)
+    group, pairs = build.groups([np.array([[1, 2], [2, 3]]), np.empty((0, 2), int), np.array([[5, 7]])], people)
+    assert pairs == 3
     together = {frozenset(np.flatnonzero(group == one).tolist()) for one in group}
     assert together == {frozenset({0, 4}), frozenset({1, 2, 3, 6}), frozenset({5, 7})}
 
@@ -389,6 +392,19 @@ def test_default_names_are_those_that_fit(count, names):
     assert build.names_that_fit(count) == names
 
 
+def test_groups_are_named_by_their_first_rows_whatever_the_order_of_the_pairs():
+    random = np.random.default_rng(0)
+    for count in 1, 50, 400:
+        pairs = random.integers(0, count, (count // 2, 2))
+        expected = list(range(count))  # the plain way: join one pair after another
+        for one, other in pairs.tolist():
+            low, high = sorted((expected[one], expected[other]))
+            expected = [low if name == high else name for name in expected]
+        assert build.groups(np.array_split(pairs, 3), [None] * count)[0].tolist() == expected
+        chain = np.stack([np.arange(count - 1), np.arange(1, count)], 1)
+        assert not build.groups([random.permutation(chain)], [None] * count)[0].any()
+
+
 def test_near_duplicates_stay_on_one_side_whatever_the_seed(utkface, tmp_path, run):
     for number in range(10):  # brighter, mirrored, named as another's
         face = np.clip(portrait(number, 200)[:, ::-1] * 0.9 + 20, 0, 255).astype(np.uint8)
@@ -397,8 +413,9 @@ def test_near_duplicates_stay_on_one_side_whatever_the_seed(utkface, tmp_path, r
         code, out, _ = run("utkface", utkface, "--names", "20", "test10", "--out", tmp_path / str(seed), "--seed", seed)
         assert code == 0 and out.count("10 pairs of near-duplicates") == 1
         train, test = (base(tmp_path / str(seed), name)[0] for name in ("20", "test10"))
-        assert len(build.near_duplicates(np.concatenate([train, test]))) == (
-            len(build.near_duplicates(train)) + len(build.near_duplicates(test)))
+        both, *parts = (sum(map(len, build.near_duplicates(some))) for some in (
+            np.concatenate([train, test]), train, test))
+        assert both == sum(parts)
 
 
 # Interruptions, and what lies there already
@@ -439,19 +456,52 @@ def test_interrupted_and_gone_on_ends_as_if_never_interrupted(tmp_path, run, mon
 def test_interrupted_between_two_bases_goes_on(tmp_path, run, monkeypatch):
     command = "folder", many(tmp_path / "mine", 40), "--names", "20", "test10", "--out"
     assert run(*command, tmp_path / "whole")[0] == 0
-    write_whole = Dataset.write_whole
-
-    def interrupted(path, content):
-        if path.name == "data_test10.bin":
-            raise KeyboardInterrupt
-        write_whole(path, content)
-
-    monkeypatch.setattr(Dataset, "write_whole", interrupted)
-    assert run(*command, tmp_path / "out")[0] == 130
-    assert "data_20.bin" in contents(tmp_path / "out") and "data_test10.bin" not in contents(tmp_path / "out")
-    monkeypatch.undo()
+    interrupt_before_the_test_base(*command, tmp_path / "out", run=run, monkeypatch=monkeypatch)
+    assert contents(tmp_path / "out").keys() == {"gender_20.bin", "data_20.bin"}
     assert run(*command, tmp_path / "out")[0] == 0
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+def interrupt_before_the_test_base(*command, run, monkeypatch):
+    write_all = Dataset.write_all
+
+    def interrupted(base):
+        if any(path.name == "data_test10.bin" for path in base):
+            raise KeyboardInterrupt
+        write_all(base)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Dataset, "write_all", interrupted)
+        assert run(*command)[0] == 130
+
+
+@pytest.mark.parametrize("name", ["gender_20.bin", "data_20.bin", "meta_20.csv", "gender_test10.bin"])
+def test_what_came_since_the_interruption_is_not_written_over(tmp_path, run, monkeypatch, name):
+    command = "folder", many(tmp_path / "mine", 40), "--names", "20", "test10", "--out", tmp_path / "out"
+    interrupt_before_the_test_base(*command, run=run, monkeypatch=monkeypatch)
+    theirs = tmp_path / "out" / name
+    theirs.write_bytes(b"theirs")
+    before = contents(tmp_path / "out")
+    code, _, err = run(*command)
+    assert code == 2 and f"{theirs}: exists already" in err
+    assert contents(tmp_path / "out") == before
+    theirs.unlink()
+    assert run(*command)[0] == 0
+
+
+def test_a_base_that_cannot_be_written_leaves_no_file_of_it(tmp_path, run):
+    command = "folder", many(tmp_path / "mine", 40), "--names", "20", "test10", "--out", tmp_path / "out"
+    write = Path.write_bytes
+    with pytest.MonkeyPatch.context() as patch:
+        def full(path, content):
+            if len(content) == 20 * Dataset.DIM:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return write(path, content)
+        patch.setattr(Path, "write_bytes", full)
+        code, _, err = run(*command)
+    assert code == 2 and "data_20.bin: cannot be written (No space left on device)" in err
+    assert contents(tmp_path / "out") == {}
+    assert run(*command, "--seed", 1)[0] == 0
 
 
 def test_parts_of_pictures_that_have_changed_are_read_anew(tmp_path, run):
@@ -469,7 +519,8 @@ def test_parts_of_pictures_that_have_changed_are_read_anew(tmp_path, run):
 
 
 @pytest.mark.parametrize("spoil", [lambda part: part.write_bytes(b""), lambda part: part.write_bytes(b"junk"),
-                                   lambda part: np.savez(part, faces=np.zeros(3)), lambda part: part.unlink()])
+                                   lambda part: np.savez(part, faces=np.zeros(3)), lambda part: part.unlink(),
+                                   lambda part: np.savez(part, faces=np.zeros((3, 2304)), reasons=[""] * 3)])
 def test_a_damaged_or_missing_part_is_read_anew(tmp_path, spoil):
     listing = sources.folder(many(tmp_path / "mine", 40))
     work = tmp_path / "work"
@@ -484,6 +535,23 @@ def test_a_damaged_or_missing_part_is_read_anew(tmp_path, spoil):
         faces, reasons = build.read_faces(listing.pictures, work)
     np.testing.assert_array_equal(faces, whole[0])
     assert reasons == whole[1]
+
+
+def test_pictures_of_one_grey_level_are_no_faces(tmp_path, run):
+    folder = many(tmp_path / "mine", 40)
+    for number, grey in enumerate((0, 128, 128, 255)):
+        save(folder / "man" / f"blank{number}.png", np.full((48, 48), grey, np.uint8))
+    code, out, _ = run("folder", folder, "--names", "20", "test10", "--out", tmp_path / "out")
+    assert code == 0 and "skipped      4  of one grey level: blank0.png, blank1.png, blank2.png, ..." in out
+    assert "no near-duplicates" in out
+
+
+def test_parts_of_other_framings_are_not_gone_on_with(tmp_path, monkeypatch):
+    listing = sources.folder(many(tmp_path / "mine", 4))
+    key = build.fingerprint(listing)
+    assert build.fingerprint(listing) == key
+    monkeypatch.setattr(build, "CHUNK", 16)
+    assert build.fingerprint(listing) != key
 
 
 def test_why_pictures_are_not_usable_is_said_where_too_few_are(tmp_path, run):
@@ -551,6 +619,7 @@ MISTAKES = {
     "unknown source": (["vggface", "."], "invalid choice: 'vggface'"),
     "no folder": (["utkface", "nowhere"], "nowhere: no such folder"),
     "name that is no size": (["utkface", ".", "--names", "10m"], "--names 10m: expected a size such as 1k"),
+    "name of a number too long": (["utkface", ".", "--names", "9" * 5000], "expected a size such as 1k"),
     "name of none": (["utkface", ".", "--names", "0k"], "--names 0k: expected a size"),
     "no utkface": (["utkface", "."], ".: no picture named age_gender_ethnicity_date.jpg"),
     "no fairface": (["fairface", "."], ".: neither fairface_label_train.csv nor fairface_label_val.csv"),

@@ -32,11 +32,11 @@ from conftest import write_database
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def start(folder, script, *arguments):
+def start(folder, script, *arguments, **options):
     environment = {name: value for name, value in os.environ.items()
                    if name not in ("DISPLAY", "WAYLAND_DISPLAY", "TF_CPP_MIN_LOG_LEVEL")}
     return subprocess.Popen([sys.executable, str(ROOT / script), *map(str, arguments)], cwd=folder, env=environment,
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
 
 
 def run(folder, script, *arguments):
@@ -156,6 +156,18 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path, database):
     wait_for(lambda: (tmp_path / "run" / "metrics.json").stat().st_mtime > saved)
     process.send_signal(signal.SIGINT)
     assert process.communicate(timeout=60)[0].endswith("python Main.py --resume --out run\n")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such signals")
+@pytest.mark.parametrize("ending, ignored", [("SIGTERM", "SIGINT"), ("SIGHUP", None)])  # SIGINT is, behind a script's &
+def test_the_end_of_a_batch_system_or_a_terminal_saves_too(tmp_path, database, ending, ignored):
+    process = start(tmp_path, "Main.py", "--train", database, "--net", "small", "--epochs", "100000", "--out", "run",
+                    preexec_fn=lambda: ignored and signal.signal(getattr(signal, ignored), signal.SIG_IGN))
+    wait_for((tmp_path / "run" / "metrics.json").exists)
+    process.send_signal(getattr(signal, ending))
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and "Traceback" not in err
+    assert out.endswith(", and saved; go on with\n    python Main.py --resume --out run\n")
 
 
 def call(script, *arguments):
