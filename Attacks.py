@@ -33,8 +33,8 @@ DISTANCES = PENALTIES | {  # in which the closest picture is kept
     "none": PENALTIES["l2"],
     "l0": lambda dx: tf.math.count_nonzero(dx, axis=1, dtype=tf.float32),
 }
-MARGIN = 1e-3            # of lead, by which a picture must fool, as other machines round otherwise; nets whose leads
-                         # are hundredths seem a little more robust by it
+MARGIN = 1e-3            # of lead, by which a picture must fool, as other machines round otherwise; of a face whose own
+                         # lead is less than 1, this share of that
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,6 +113,7 @@ class Attack:
         self.dx = tf.Variable(tf.zeros_like(self.x))
         self.asked = tf.Variable(self.x)                 # the pictures of the last step
         self.done = tf.Variable(0, dtype=tf.int64)       # steps
+        self.margin = tf.Variable(tf.fill([len(faces)], MARGIN))
         self.best = tf.Variable(self.x)                  # what will be saved: the closest that fools, else the last
         self.closest = tf.Variable(tf.fill([len(faces)], math.inf))
         self.step = tf.function(self._step)
@@ -129,7 +130,7 @@ class Attack:
     def result(self):
         """The Result so far: the last DX is looked at, then the net is asked about the pictures as files hold them."""
         saved = self._saved(self.dx)
-        self._keep(saved, _lead(self.ask(saved, self.done), self.wrong) > MARGIN)
+        self._keep(saved, _lead(self.ask(saved, self.done), self.wrong) > self.margin)
         modified = Dataset.to_grey(Dataset.finite(self.best.numpy()))
         says = tf.argmax(Dataset.finite(self.net(tf.constant(Dataset.to_float(modified)))), axis=1)
         steps = int(self.done)
@@ -163,14 +164,22 @@ class Attack:
             saved = self._saved(self.dx)
             logits = self.ask(_straight_through(saved, picture), self.done)
             lead = _lead(logits, self.wrong)
+            self._set_margin(logits, lead)
             loss = tf.reduce_sum(self._loss(logits, lead))
         gradient = tape.gradient(loss, self.dx) * self.mask
         self.asked.assign(saved)
-        fools = lead > MARGIN
+        fools = lead > self.margin
         self._keep(saved, fools)
         dx = self._in_range(self._move(gradient, lead, fools))
         self.dx.assign(tf.where(fools[:, None], before, dx) if self.stops else dx)
         self.done.assign_add(1)
+
+    def _set_margin(self, logits, lead):
+        """At the first step, of the faces themselves, so that a net's scale is no matter: MARGIN or a share of their
+        lead, at least what float32 tells apart."""
+        known = 4.0 * np.finfo(np.float32).eps * tf.reduce_max(tf.abs(logits), axis=1)
+        first = tf.maximum(MARGIN * tf.minimum(tf.abs(lead), 1.0), known)
+        self.margin.assign(tf.where(self.done == 0, first, self.margin))
 
     def _saved(self, dx):
         """The pictures x + dx as the files would hold them: [N, 2304], course scale."""
@@ -261,6 +270,20 @@ def _unit(rows):
 def _turning(gradient, lead):
     """How far along gradients [N, 2304] a linear net of such leads [N] would say both labels alike: [N]."""
     return tf.math.divide_no_nan(tf.abs(lead), tf.norm(gradient, axis=1))
+
+
+def without_gradient(net, faces):
+    """Whether a net hides from gradients: [N] bool of faces [N, 2304] uint8.
+
+    True where the gradient of the lead vanishes, or is so small that a linear net of it would say the other label no
+    nearer than black is to white in all pixels. Attacks see nothing there; that they fail tells nothing of the face.
+    """
+    x = tf.constant(Dataset.to_float(_faces(faces)))
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        lead = _lead(logits_of(net, x), tf.zeros(len(faces), tf.int64))
+    gradient = tape.gradient(lead, x)
+    return (tf.norm(gradient, axis=1) * Dataset.SIDE <= tf.abs(lead)).numpy()
 
 
 def _falling(first, last, steps):
@@ -458,7 +481,7 @@ class DeepFool(Attack):
         super().__init__(net, faces, wrong, steps, mask)
 
     def _move(self, gradient, lead, fools):
-        way = tf.math.divide_no_nan(MARGIN - lead, tf.reduce_sum(tf.square(gradient), axis=1))
+        way = tf.math.divide_no_nan(self.margin - lead, tf.reduce_sum(tf.square(gradient), axis=1))
         return self.dx - (1.0 + self.OVERSHOOT) * way[:, None] * gradient
 
 
@@ -510,7 +533,7 @@ class CarliniWagner(Attack):
         self.optimizer.build([self.w])
 
     def _loss(self, logits, lead):
-        return tf.reduce_sum(tf.square(self.dx), axis=1) + self.constant * tf.nn.relu(2.0 * MARGIN - lead)
+        return tf.reduce_sum(tf.square(self.dx), axis=1) + self.constant * tf.nn.relu(2.0 * self.margin - lead)
 
     def _move(self, gradient, lead, fools):
         slope = self.half * (1.0 - tf.square(tf.tanh(self.w)))
@@ -575,7 +598,7 @@ class SigmaZero(Attack):
 
     def _loss(self, logits, lead):
         square = tf.square(self.dx)
-        return tf.nn.relu(2.0 * MARGIN - lead) + tf.reduce_mean(square / (square + self.SIGMA), axis=1)
+        return tf.nn.relu(2.0 * self.margin - lead) + tf.reduce_mean(square / (square + self.SIGMA), axis=1)
 
     def _move(self, gradient, lead, fools):
         largest = tf.reduce_max(tf.abs(gradient), axis=1, keepdims=True)

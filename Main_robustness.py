@@ -17,6 +17,7 @@ import sys
 import Console  # first: it silences TensorFlow's start
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import Annotated
 
@@ -112,8 +113,14 @@ def curves(options, nets, dataset, _):
         if options.radii[0] < (least := Robustness.least_radius(attack, options.norm)):
             print(f"{attack} was not run below {Robustness.NAMES[options.norm]} {least:g}, where it can make no file",
                   file=sys.stderr)
+    for name, net in nets.items():
+        parts = np.array_split(faces, math.ceil(len(faces) / options.batch_size))
+        if hidden := sum(Attacks.without_gradient(net, part).sum() for part in parts):
+            print(f"{name}: no gradient to follow from {hidden} of {len(faces)} faces; that attacks fail there does "
+                  "not mean that the net is robust", file=sys.stderr)
     stem = Path(options.out) / f"robustness_{options.norm}"
-    Dataset.write_whole(f"{stem}.csv", Robustness.sheet_of_values(distances, options.norm, options.radii).encode())
+    sheet = Robustness.sheet_of_values(distances, options.norm, options.radii, options.database, bench.options)
+    Dataset.write_whole(f"{stem}.csv", sheet.encode())
     print(f"table saved as {stem}.csv", file=sys.stderr)
     try:
         picture = Robustness.plot(distances, options.norm, options.radii)
@@ -145,7 +152,8 @@ def transfer(options, nets, dataset, queries):
     print("files made on the row's net that fool the column's, in % of the faces that this one calls right")
     print("\n".join(Robustness.matrix(fooled, options.norm)))
     path = Path(options.out) / f"transfer_{options.norm}.csv"
-    Dataset.write_whole(path, Robustness.matrix_of_values(fooled, options.norm).encode())
+    sheet = Robustness.matrix_of_values(fooled, options.norm, options.database, options.steps or 40)
+    Dataset.write_whole(path, sheet.encode())
     print(f"table saved as {path}", file=sys.stderr)
     return 0
 

@@ -36,6 +36,7 @@ BALLS = {  # attack: {distance: (norm of the attack's ball, its radius for a dis
     "pgd": {"l2": ("l2", 1.0), "l1": ("l2", 1.0 / Dataset.SIDE), "linf": ("linf", 1.0)},
     "fgsm": {"l2": (None, 1.0 / Dataset.SIDE), "l1": (None, 1.0 / Dataset.DIM), "linf": (None, 1.0)},
 }
+CODE = "".join(Path(file).read_text(encoding="utf-8") for file in (Attacks.__file__, __file__))  # that measures
 ROBUST = "robust"  # stands beside the attacks' names for the least of all
 
 
@@ -93,7 +94,8 @@ class Parts:
     """Work on faces, part by part: `for done, text in parts.run()`, faces done. Each part's outcome is a file, never
     worked out again.
 
-    A part is known by all that it depends on, the net's weights and the faces too: what changed is worked out anew.
+    A part is known by all that it depends on, the net's weights, the faces and the attacks' code too: what changed is
+    worked out anew.
     Attributes total and done count faces, once for each file they are in; parts is a list of (key, rows, path, work),
     where work(rows) is a generator of (share done, text) that returns the content of the file.
     """
@@ -108,7 +110,7 @@ class Parts:
         weights = net_fingerprint(net)
         for first in range(0, len(self.faces), self.batch):
             rows = np.arange(first, min(first + self.batch, len(self.faces)))
-            number = fingerprint(weights, self.faces[rows], self.labels[rows], json.dumps([name, settings]))
+            number = fingerprint(weights, self.faces[rows], self.labels[rows], json.dumps([name, settings]), CODE)
             path = self.out / f"{name}-{first}-{number}{suffix}"
             if path not in (other for *_, other, _ in self.parts):  # the same net may have two names
                 self.total += len(rows)
@@ -142,9 +144,10 @@ class Bench(Parts):
     def __init__(self, nets, faces, labels, attacks, norm, radii, out, batch):
         super().__init__(faces, labels, out, batch)
         radii = [float(radius) for radius in sorted(radii)]
+        self.options = {attack: _complete(attack, options) for attack, options in attacks.items()}
         for name, net in nets.items():
             for attack, options in attacks.items():
-                settings = [_complete(attack, options), radii if attack in BALLS else []]
+                settings = [self.options[attack], radii if attack in BALLS else []]
                 self.add((name, attack), net, f"{attack}-{norm}", ".json", settings,
                          functools.partial(self._search, net, attack, options, norm, radii))
 
@@ -360,9 +363,16 @@ def _begun(trainer):
 
 
 def jump_relu(x, kappa):
-    """x above kappa, else 0 (JumpReLU, Erichson et al. 2019); its gradient is ReLU's, so that attacks go through it."""
+    """x above kappa, else 0 (JumpReLU, Erichson et al. 2019).
+
+    So that attacks go through the jump, the gradient is that of a smooth one: relu(x) x sigmoid((x - kappa) / a quarter
+    of kappa) (Athalye et al. 2018, "backward pass differentiable approximation").
+    """
     relu = tf.nn.relu(x)
-    return relu + tf.stop_gradient(relu * tf.cast(x > kappa, x.dtype) - relu)
+    if not kappa:
+        return relu
+    smooth = relu * tf.sigmoid((x - kappa) / (0.25 * kappa))
+    return tf.stop_gradient(relu * tf.cast(x > kappa, x.dtype)) + (smooth - tf.stop_gradient(smooth))
 
 
 def with_jump(net, kappa):
@@ -458,10 +468,11 @@ def matrix(fooled, norm):
     return [*(f"{number:>2}  {name}" for name, number in numbers.items()), *lines(numbers)]
 
 
-def matrix_of_values(fooled, norm):
+def matrix_of_values(fooled, norm, database, steps):
     """Transfer.fooled() as the text of a CSV file, a line for each net attacked, radius and net asked."""
-    head = ["attacked", "norm", "radius_grey_levels", "radius_unit_interval", "asked", "called_right", "fooled"]
-    return _csv([head, *([name, norm, f"{radius:g}", f"{radius / 255:.6g}", other, right, errs]
+    head = ["attacked", "norm", "radius_grey_levels", "radius_unit_interval", "asked", "called_right", "fooled",
+            "database", "steps"]
+    return _csv([head, *([name, norm, f"{radius:g}", f"{radius / 255:.6g}", other, right, errs, database, steps]
                          for (name, radius, other), (errs, right) in fooled.items())])
 
 
@@ -471,12 +482,20 @@ def _csv(rows):
     return sheet.getvalue()
 
 
-def sheet_of_values(distances, norm, radii):
-    """Bench.distances() as the text of a CSV file, a line for each net, attack and radius that it could reach."""
+def _text(options):
+    return " ".join(f"{name}={value}" for name, value in options.items() if value is not None)
+
+
+def sheet_of_values(distances, norm, radii, database, options):
+    """Bench.distances() as the text of a CSV file, a line for each net, attack and radius that it could reach.
+
+    database  the name of that of the faces;  options  {attack: its options}
+    """
     head = ["checkpoint", "attack", "norm", "radius_grey_levels", "radius_unit_interval", "faces", "correct",
-            "accuracy"]
+            "accuracy", "database", "options"]
     return _csv([head, *([name, attack, norm, f"{radius:g}", f"{radius / 255:.6g}", len(distance),
-                          int(np.sum(distance > radius)), f"{accuracy(distance, radius):.6g}"]
+                          int(np.sum(distance > radius)), f"{accuracy(distance, radius):.6g}", database,
+                          _text(options[attack]) if attack in options else f"least of {', '.join(options)}"]
                          for name, of_net in distances.items() for attack, distance in of_net.items()
                          for radius in [0, *sorted(radii)] if measured(attack, of_net, norm, radius))])
 

@@ -246,10 +246,10 @@ def test_linear_net_the_weight_that_is_found_makes_the_least_noise_the_least_los
     np.testing.assert_allclose(mislead(*linear, steps=steps).weight, golden, rtol=0.05)
 
 
-@pytest.mark.parametrize("scale", [0.01, 100.0])
-def test_the_search_of_l2_does_not_depend_on_the_scale_of_the_logits(linear, scale):
+@pytest.mark.parametrize("name, scale", [("dx", 1e-5), ("dx", 0.01), ("dx", 100.0), ("ddn", 1e-5), ("deepfool", 1e-5)])
+def test_the_search_of_l2_does_not_depend_on_the_scale_of_the_logits(linear, name, scale):
     net, faces, wrong = linear
-    scaled, plain = (mislead(ask, faces, wrong).modified for ask in (lambda x: scale * net(x), net))
+    scaled, plain = (mislead(ask, faces, wrong, name).modified for ask in (lambda x: scale * net(x), net))
     np.testing.assert_allclose(*(Attacks.distances(faces, files)["l2"] for files in (scaled, plain)), rtol=0.02)
 
 
@@ -539,10 +539,27 @@ def test_what_is_kept_is_the_closest_and_of_survivors_the_last_that_fools(surviv
     np.testing.assert_array_equal(attack.best, attack.x + kept / 256)
 
 
-@pytest.mark.parametrize("lead, fooled", [(0.5 * Attacks.MARGIN, 0), (2.0 * Attacks.MARGIN, 1)])
-def test_a_picture_fools_by_a_margin(lead, fooled):
-    attack = Attacks.build("dx", lambda x: [[0.0, lead]] + 0.0 * x[:, :2], grey_faces(1), [1], steps=2)
-    assert [state["fooled"] for state in attack.run()] == [fooled, fooled]
+@pytest.mark.parametrize("first, least", [(-2.0, Attacks.MARGIN), (-0.5, 0.5 * Attacks.MARGIN), (-1e-9, 4 * 2.0**-20)])
+def test_a_picture_fools_by_a_margin_of_the_faces_own_lead(first, least):
+    """Of the third nothing is left beside logits of 8."""
+    lead, middle = tf.Variable(first), 8.0 if first == -1e-9 else 0.0
+    attack = Attacks.build("dx", lambda x: 0.0 * x[:, :2] + tf.stack([0.0, lead]) + middle, grey_faces(1), [1], steps=3)
+    fooled = []
+    for now in first, 0.7 * least, 1.4 * least:
+        lead.assign(now)
+        attack.step()
+        fooled.append(bool(np.isfinite(attack.closest)))
+    assert fooled == [False, False, True]
+
+
+def saturated(net):
+    """The same answers by a sigmoid so steep that nothing is left of its gradient, like a step."""
+    return lambda x: tf.sigmoid(1e6 * net(x))
+
+
+@pytest.mark.parametrize("hide, hidden", [(lambda net: net, False), (saturated, True)])
+def test_a_net_that_hides_its_gradient_is_told(linear, hide, hidden):
+    assert Attacks.without_gradient(hide(linear[0]), linear[1]).tolist() == [hidden] * len(linear[1])
 
 
 def test_pushed_faces_begin_at_a_point_that_the_seed_determines():

@@ -113,10 +113,14 @@ def test_the_table_fits_a_terminal(norm):
 
 
 def test_values_by_hand():
-    lines = Robustness.sheet_of_values(DISTANCES, "linf", (4,)).splitlines()
-    assert lines[0] == "checkpoint,attack,norm,radius_grey_levels,radius_unit_interval,faces,correct,accuracy"
-    assert lines[1:3] == ["a,dx,linf,0,0,4,3,0.75", "a,dx,linf,4,0.0156863,4,2,0.5"]
-    assert lines[5:] == ["a,robust,linf,0,0,4,3,0.75", "a,robust,linf,4,0.0156863,4,1,0.25"]
+    options = {"dx": {"steps": 9, "weight": None}, "pgd": {"steps": 5, "radius": 2.0}}
+    lines = Robustness.sheet_of_values(DISTANCES, "linf", (4,), "few", options).splitlines()
+    assert lines[0] == ("checkpoint,attack,norm,radius_grey_levels,radius_unit_interval,faces,correct,accuracy,database,"
+                        "options")
+    assert lines[1:4] == ["a,dx,linf,0,0,4,3,0.75,few,steps=9", "a,dx,linf,4,0.0156863,4,2,0.5,few,steps=9",
+                          "a,pgd,linf,0,0,4,3,0.75,few,steps=5 radius=2.0"]
+    assert lines[5:] == ['a,robust,linf,0,0,4,3,0.75,few,"least of dx, pgd"',
+                         'a,robust,linf,4,0.0156863,4,1,0.25,few,"least of dx, pgd"']
 
 
 def test_nets_of_ones_own_need_what_tells_them_apart(linear, tmp_path):
@@ -242,6 +246,16 @@ def test_table_files_and_picture(run, few, checkpoint):
         [row, *(f"{100 * share:.2f}"[:5] for share in shares)] for row, shares in written.items()]
     assert err == ("table saved as robustness/robustness_l2.csv\n"
                    "picture saved as robustness/robustness_l2.png\n")
+
+
+def test_a_net_that_hides_its_gradient_is_not_praised_without_a_word(run, few, in_folder):
+    net = Models.build("perceptron")
+    net(tf.zeros([1, Dataset.DIM]))
+    net.fc1.w.assign(1e6 * net.fc1.w)  # a sigmoid so steep has no gradient
+    tf.train.Checkpoint(net=net).write("steep/my_model-1")
+    Path("steep", Models.DESCRIPTION).write_text(net.description)
+    code, _, err = run(few, "--checkpoint", "steep", "--attack", "fgsm", "--radii", "200")
+    assert code == 0 and "steep: no gradient to follow from 10 of 10 faces; that attacks fail there does not" in err
 
 
 def _read(path):
@@ -372,8 +386,9 @@ L2 255 grey levels, 1.000 of a 0..1 image
 made on       a      b
 a        100.00  33.33
 s         50.00      -"""
-    assert Robustness.matrix_of_values(fooled, "l2").splitlines()[1:3] == [
-        "a,l2,255,1,a,4,4", "a,l2,255,1,b,3,1"]
+    assert Robustness.matrix_of_values(fooled, "l2", "few", 40).splitlines()[:3] == [
+        "attacked,norm,radius_grey_levels,radius_unit_interval,asked,called_right,fooled,database,steps",
+        "a,l2,255,1,a,4,4,few,40", "a,l2,255,1,b,3,1,few,40"]
 
 
 def test_where_names_are_too_long_for_a_terminal_numbers_stand_for_them():
@@ -437,13 +452,15 @@ def test_the_transfer_of_a_black_box(run, few, database, checkpoint):
 
 # JumpReLU
 
-def test_jump_relu_by_hand_and_its_gradient_is_relus():
-    x = tf.constant([-1.0, 0.2, 0.5, 0.6])
+def test_jump_relu_by_hand_and_its_gradient_is_a_smooth_jumps():
+    x = np.float32([-1.0, 0.2, 0.5, 0.6, 2.0])
     with tf.GradientTape() as tape:
-        tape.watch(x)
-        y = Robustness.jump_relu(x, 0.5)
-    np.testing.assert_allclose(y, [0.0, 0.0, 0.0, 0.6], rtol=1e-6)
-    np.testing.assert_array_equal(tape.gradient(y, x), [0.0, 1.0, 1.0, 1.0])
+        tape.watch(given := tf.constant(x))
+        y = Robustness.jump_relu(given, 0.5)
+    np.testing.assert_array_equal(y, np.float32([0.0, 0.0, 0.0, 0.6, 2.0]))
+    share = 1 / (1 + np.exp(-8 * (x - 0.5)))
+    golden = np.where(x > 0, share + x * 8 * share * (1 - share), 0)
+    np.testing.assert_allclose(tape.gradient(y, given), golden, rtol=1e-5)
 
 
 @pytest.mark.parametrize("name, options", [("small", {}), ("resnet", {"nb_filter": 4}), ("densenet", {"nb_block": 2})])
