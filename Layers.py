@@ -54,8 +54,13 @@ def dropout(x, rate):
 class _Layer(tf.Module):
     def __init__(self, name=None):
         # The slides' names hold spaces ("b10 cv0"); a tf.Module's name is an identifier, a scope begins with a letter.
-        identifier = re.sub(r"[^A-Za-z0-9_]", "_", name or type(self).__name__)
-        super().__init__(name=re.sub(r"^(?=[\d_])", "n", identifier))
+        super().__init__(re.sub(r"^(?=[\d_])", "n", re.sub(r"[^A-Za-z0-9_]", "_", name or type(self).__name__)))
+
+    def _log(self, wanted, *names):
+        for tag, weights in ((f"{self.name}/{name}", getattr(self, name)) for name in names if wanted):
+            tf.summary.scalar(f"{tag}/mean", tf.reduce_mean(weights))
+            tf.summary.scalar(f"{tag}/max", tf.reduce_max(weights))
+            tf.summary.histogram(tag, weights)
 
 
 class _WeightLayer(_Layer):
@@ -79,16 +84,12 @@ class _WeightLayer(_Layer):
                 shape = [*kernel, x.shape[-1], self.output_dim]
                 self.w = tf.Variable(initial_weights(shape, self.initializer), name="w")
                 self.b = tf.Variable(tf.zeros([self.output_dim]), name="b")
-        if log_summary:
-            for weights, tag in (self.w, f"{self.name}/w"), (self.b, f"{self.name}/b"):
-                tf.summary.scalar(f"{tag}/mean", tf.reduce_mean(weights))
-                tf.summary.scalar(f"{tag}/max", tf.reduce_max(weights))
-                tf.summary.histogram(tag, weights)
+        self._log(log_summary, "w", "b")
         with tf.name_scope(self.name):
             y = tf.nn.bias_add(linear(x, tf.cast(self.w, x.dtype)), tf.cast(self.b, x.dtype))
             if self.bn is not None:
                 y = self.bn(y, log_summary, training)
-            if training and self.dropout_rate:
+            if self.dropout_rate and training:
                 return pool(dropout(ACTIVATIONS[self.activation](y), self.dropout_rate))
             return ACTIVATIONS[self.activation](pool(y))  # the same, as activations never fall, on fewer pixels
 
@@ -136,8 +137,7 @@ class conv(_WeightLayer):
 
     def __init__(self, name, output_dim, filterSize, stride, dropout_rate=0.0, *, activation="relu", **options):
         super().__init__(name, output_dim, dropout_rate, activation, **options)
-        self.kernel = [filterSize] * 2 if isinstance(filterSize, int) else list(filterSize)
-        self.stride = stride
+        self.kernel, self.stride = [*filterSize] if hasattr(filterSize, "__len__") else [filterSize] * 2, stride
 
     def __call__(self, x, log_summary=False, training=False, pool=tf.identity):
         if len(x.shape) != 4 or hasattr(self, "w") and x.shape[3] != self.w.shape[2]:  # TensorFlow aborts, or groups
@@ -175,6 +175,7 @@ class BatchNorm(_Layer):
             with tf.init_scope():
                 for name, first in ("gamma", tf.ones), ("beta", tf.zeros), ("mean", tf.zeros), ("variance", tf.ones):
                     setattr(self, name, tf.Variable(first([depth]), trainable=name in ("gamma", "beta"), name=name))
+        self._log(log_summary, "gamma", "beta")
         if not training and tf.config.list_physical_devices("GPU"):  # its fused kernel has no deterministic gradient
             return tf.nn.batch_normalization(x, self.mean, self.variance, self.beta, self.gamma, self.epsilon)
         image = x if len(x.shape) == 4 else tf.reshape(x, [-1, 1, 1, depth])
@@ -202,8 +203,7 @@ class DenseBlock(_Layer):
         super().__init__(name)
         self.block = [conv(f"{name} cv{i}", nb_filter, filterSize, stride, dropout_rate, **options)
                       for i in range(nb_conv)]
-        self.mp = maxpool("pool", 2)
-        self.cv = conv(f"{name} red", output_dim, 1, 1, dropout_rate, **options)
+        self.mp, self.cv = maxpool("pool", 2), conv(f"{name} red", output_dim, 1, 1, dropout_rate, **options)
 
     def __call__(self, x, log_summary=False, training=False):
         parts = [x]

@@ -79,13 +79,10 @@ class SmallConvNet(Network):
     """
 
     def __init__(self, filters=(64, 32, 16), filter_size=3, dropout=0.0, **layer):
-        self.unflat = Layers.unflat("unflat", 48, 48, 1)
-        self.depth = len(filters)
+        self.unflat, self.depth = Layers.unflat("unflat", 48, 48, 1), len(filters)
         for number, (depth, size) in enumerate(zip(filters, _sizes(filter_size)), 1):
             setattr(self, f"cv{number}", Layers.conv(f"cv{number}", depth, size, 1, dropout, **layer))
-        self.mp = Layers.maxpool("pool", 2)
-        self.flat = Layers.flat()
-        self.fc = _fc("fc", 2, layer)
+        self.mp, self.flat, self.fc = Layers.maxpool("pool", 2), Layers.flat(), _fc("fc", 2, layer)
         self._build(locals())
 
     def sequence(self):
@@ -154,8 +151,7 @@ class ResNet(Network):
 NETWORKS = {  # name: (class, what the name fixes)
     "perceptron": (Perceptron, {}), "nn1": (Perceptron, {}), "nn3": (Perceptron, {}), "convnet": (ConvNet, {}),
     "densenet": (DenseNet, {}), "resnet": (ResNet, {}), "nn4": (SmallConvNet, {"filters": (64, 32, 16)}),
-    "small": (SmallConvNet, {"filters": (3, 6, 12)}),
-}
+    "small": (SmallConvNet, {"filters": (3, 6, 12)})}
 CLASSES = {network.__name__: network for network, _ in NETWORKS.values()}
 
 
@@ -173,10 +169,12 @@ def build(name, **options):
 
 
 def find_checkpoint(path):
-    """The prefix of a checkpoint: `path` itself (with or without .index), or in a folder that with the last number."""
+    """The prefix of a checkpoint: `path` itself (with or without .index), or in a folder the one that was saved last."""
     if Path(path).is_dir():
-        numbers = {index: int(re.search(r"(\d*)\.index$", str(index))[1] or 0) for index in Path(path).glob("*.index")}
-        prefix = numbers and str(max(numbers, key=numbers.get).with_suffix(""))
+        noted = "".join(state.read_text("utf-8", "replace") for state in Path(path).glob("checkpoint") if state.is_file())
+        order = {index: (bool(re.match(rf'model_checkpoint_path: "(.*[/\\])?{re.escape(index.stem)}"', noted)),
+                         int(re.search(r"(\d*)$", index.stem)[1] or 0)) for index in Path(path).glob("*.index")}
+        prefix = order and str(max(order, key=order.get).with_suffix(""))
     else:
         prefix = re.sub(r"\.(index|data-\d+-of-\d+)$", "", str(path))
     if not prefix or not Path(f"{prefix}.index").is_file():
@@ -185,10 +183,8 @@ def find_checkpoint(path):
 
 
 def load(path):
-    """The net of a checkpoint, with its weights: (net, prefix).
-
-    path  a folder (its last checkpoint) or a prefix. Where no network.json lies beside it, the net is rebuilt from
-          the paths and shapes of the variables, if it was written as in the course's slides. NetworkError otherwise.
+    """(net with its weights, prefix) of a checkpoint: a folder, whose last it is, or a prefix. Without network.json the
+    net is rebuilt from its variables' paths and shapes, if it was written as on the course's slides; else NetworkError.
     """
     prefix = find_checkpoint(path)
     try:
@@ -250,8 +246,12 @@ def _from_shapes(description, weights):
         if numbers := numbered(r"list/(\d+)/w"):
             layers = [f"list/{n}" for n in numbers] + [f"fc{n}" for n in ("", 1, 2) if f"fc{n}/w" in shape]
             kernels = [shape[f"list/{n}/w"] for n in numbers if len(shape[f"list/{n}/w"]) == 4]
+            cvs, fcs = numbers[:len(kernels)], numbers[len(kernels):]
+            # Where unflat is in the list, maxpool and flat stand between the last convolution and fc.
+            if any(b - a > 2 for a, b in itertools.pairwise([-1, *cvs])) or cvs[0] and fcs and fcs[0] != cvs[-1] + 3:
+                raise ValueError("maxpools elsewhere than after each block")
             blocks = []
-            for n, kernel in zip(numbers, kernels):  # a number that is missing before a convolution is a maxpool
+            for n, kernel in zip(cvs, kernels):  # a number that is missing before a convolution is a maxpool
                 blocks += [] if n - 1 in numbers else [[]]
                 blocks[-1].append(kernel[3])
             hidden = [shape[f"{layer}/w"][1] for layer in layers[len(kernels):-1]]

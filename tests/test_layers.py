@@ -557,16 +557,32 @@ def test_log_summary_writes_mean_max_and_histogram_of_the_weights(tmp_path, name
     layer(x)
     scatter(layer)
     found = written(tmp_path, layer, x, traced)
-    assert found.keys() == {f"{name}/{kind}" for kind in ("w", "w/mean", "w/max", "b", "b/mean", "b/max")}
-    for kind, values in ("w", layer.w.numpy()), ("b", layer.b.numpy()):
-        assert found[f"{name}/{kind}/mean"] == pytest.approx(values.mean(), abs=1e-6)
-        assert found[f"{name}/{kind}/max"] == values.max()
-        left, right, count = found[f"{name}/{kind}"].T
+    weights = {f"{name}/w": layer.w, f"{name}/b": layer.b}
+    if layer.bn is not None:
+        weights |= {f"{name}/{name}_bn/gamma": layer.bn.gamma, f"{name}/{name}_bn/beta": layer.bn.beta}
+    assert found.keys() == {f"{tag}{kind}" for tag in weights for kind in ("", "/mean", "/max")}
+    for tag, values in ((tag, variable.numpy()) for tag, variable in weights.items()):
+        assert found[f"{tag}/mean"] == pytest.approx(values.mean(), abs=1e-6)
+        assert found[f"{tag}/max"] == values.max()
+        left, right, count = found[tag].T
         assert left[0] == pytest.approx(values.min()) and right[-1] == pytest.approx(values.max())
         assert count.sum() == values.size
         np.testing.assert_allclose(left[1:], right[:-1], atol=1e-6)
         expected = np.searchsorted(np.sort(values.ravel()), right[:-1])
         assert np.abs(np.cumsum(count)[:-1] - expected).max() <= 1
+
+
+@pytest.mark.parametrize("size", [3, np.int64(3), (3, 1), [3, 1], np.array([3, 1])])
+def test_a_kernel_is_a_number_or_a_pair_of_any_kind(size):
+    layer = Layers.conv("cv", 2, size, 1)
+    layer(normal(1, 5, 5, 2))
+    assert layer.w.shape == [3, 3 if np.ndim(size) == 0 else 1, 2, 2]
+
+
+def test_training_may_be_a_tensor_where_nothing_is_dropped():
+    layer, x = Layers.conv("cv", 2, 3, 1), normal(1, 5, 5, 2)
+    expected = layer(x)
+    np.testing.assert_array_equal(tf.function(lambda x, t: layer(x, False, t))(x, tf.constant(True)), expected)
 
 
 def test_log_summary_of_a_block_names_each_convolution(tmp_path):

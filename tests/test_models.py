@@ -433,6 +433,38 @@ def test_a_net_of_other_names_without_network_json(tmp_path):
     assert "network.json" in message and "layers/0/b" in message
 
 
+@pytest.mark.parametrize("layers", [
+    lambda: [Layers.unflat("u", 48, 48, 1), Layers.conv("a", 4, 3, 1), Layers.maxpool("p", 4), Layers.conv("b", 5, 3, 1),
+             Layers.conv("c", 6, 3, 1), Layers.flat(), Layers.fc("fc", 2)],
+    lambda: [Layers.unflat("u", 48, 48, 1), Layers.maxpool("p", 2), Layers.conv("a", 4, 3, 1), Layers.maxpool("p", 2),
+             Layers.conv("b", 5, 3, 1), Layers.flat(), Layers.fc("fc", 2)],
+    lambda: [Layers.unflat("u", 48, 48, 1), Layers.conv("a", 4, 3, 1), Layers.maxpool("p", 2), Layers.maxpool("p", 2),
+             Layers.conv("b", 5, 3, 1), Layers.flat(), Layers.fc("fc", 2)]], ids=["of four", "first", "two"])
+def test_a_net_whose_maxpools_stand_elsewhere_is_not_taken_for_the_courses(tmp_path, layers):
+    """The shapes would fit: a net rebuilt from them would answer otherwise than the student's."""
+    net = tf.Module()
+    net.list = layers()
+    x = tf.zeros([1, Dataset.DIM])
+    for layer in net.list:
+        x = layer(x)
+    prefix = tf.train.Checkpoint(net=net).save(str(tmp_path / "my_model"))
+    assert "not named as in the course's nets" in load_error(prefix)
+
+
+def test_a_folder_gives_what_was_saved_last_also_where_numbers_began_again(tmp_path):
+    first, second = (Models.build("perceptron") for _ in range(2))
+    for net, times in (first, 3), (second, 2):
+        saver = tf.train.Checkpoint(net=net)
+        for _ in range(times):
+            saver.save(str(tmp_path / "my_model"))
+    assert Models.find_checkpoint(tmp_path) == str(tmp_path / "my_model-2")
+    np.testing.assert_array_equal(Models.load(tmp_path)[0].fc1.w, second.fc1.w)
+    (tmp_path / "checkpoint").write_text((tmp_path / "checkpoint").read_text().replace("my_model-2", "my_model-9"))
+    assert Models.find_checkpoint(tmp_path) == str(tmp_path / "my_model-3")
+    (tmp_path / "checkpoint").unlink()
+    assert Models.find_checkpoint(tmp_path) == str(tmp_path / "my_model-3")
+
+
 def test_a_net_with_another_pooling_is_not_taken_for_the_courses(tmp_path):
     class Pooled(Models.SmallConvNet):
         def sequence(self):
