@@ -306,6 +306,25 @@ def default_checkpoint():
     return pretrained
 
 
+def trained_with(checkpoint):
+    """The options of Main.py that the net of a checkpoint was trained with, as its network.json tells; else {}."""
+    description = Path(Models.find_checkpoint(checkpoint)).with_name(Models.DESCRIPTION)
+    content = json.loads(description.read_text(encoding="utf-8")) if description.is_file() else {}
+    shipped = {"train": content["learned_from"], "validation": 0.05, "seed": 0} if "learned_from" in content else {}
+    return content.get("training", shipped)
+
+
+def tell_known(checkpoint, train, validation, seed):
+    """Say on stderr where a net may know faces that validate: the split hangs on the faces, their share and the seed."""
+    def bases(names):
+        return [Dataset.database_files(name)[0].name for name in names]
+    before = trained_with(checkpoint)
+    if before and (bases(before.get("train", ())), before.get("validation"), before.get("seed")) != (
+            bases(train), validation, seed):
+        print(f"{checkpoint} was trained with another --train, --validation or --seed: it may know faces that validate "
+              "here, and validation figures then flatter", file=sys.stderr)
+
+
 # Progress
 
 def duration(seconds):

@@ -66,6 +66,8 @@ def main(argv=None):
     if options.start:
         options = dataclasses.replace(options, net=type(net).__name__)
     teacher = Console.Committee([Models.load(path)[0] for path in options.teacher]) if options.teacher else None
+    for known in filter(None, () if options.resume else (options.start, *options.teacher)):
+        Console.tell_known(known, options.train, options.validation, options.seed)
     if options.find_lr:
         return range_test(net, learned, options, teacher)
     if not (options.out or options.resume):

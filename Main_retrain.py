@@ -29,6 +29,8 @@ class Options:
                                required=True)]
     train: Annotated[tuple, dict(help="databases that it learned from, as Main.py takes them", nargs="+", metavar="DB",
                                  required=True)]
+    test: Annotated[str | None, dict(help="database whose faces are not learned; by default that of the net's own "
+                                     "training", metavar="DB")] = None
     attack: Annotated[str, dict(help="what looks for the files", choices=["ddn", "dx", "pgd"])] = "ddn"
     steps: Annotated[int | None, dict(help="of the attack (default: dx and ddn 300, pgd 40)", low=1)] = None
     radius: Annotated[float, dict(help="how far from its face a file may be, L2 in grey levels; 255 is 1.0 of a 0..1 "
@@ -40,19 +42,23 @@ class Options:
     learning_rate: Annotated[float | None, dict(help="its highest value; by default that of Main.py --from",
                                                 low=1e-12)] = None
     out: Annotated[str, dict(help="folder of the nets and of the files", metavar="DIR")] = "checkpoints/retrained"
-    seed: Annotated[int, dict(help="of the parts, order and augmentation; that of the net's own training keeps its "
-                              "validation faces apart", low=0)] = 0
+    seed: Annotated[int | None, dict(help="of the parts, order and augmentation; by default that of the net's own "
+                                     "training, which keeps its validation faces apart", low=0)] = None
 
 
 def main(argv=None):
     options = Options(**Console.parse(Options, argv, __doc__))
     Training.must_be_found(options.out)
     net = Models.load(options.start)[0]
-    train = Dataset.DataSet.join([*Dataset.set_apart(Dataset.open_databases(options.train))[0].values()])
+    before = Console.trained_with(options.start)
     # Turned or scaled, the files would lose the noise that is to be learned.
     recipe = Training.Recipe(epochs=options.epochs, batch_size=options.batch_size, augment=("flip",),
-                             learning_rate=options.learning_rate, start=options.start, seed=options.seed)
+                             learning_rate=options.learning_rate, start=options.start,
+                             validation=before.get("validation", Training.Recipe.validation),
+                             seed=before.get("seed", 0) if options.seed is None else options.seed)
     Training.make_deterministic(recipe.seed)
+    train = databases(options, options.test or before.get("test"))
+    Console.tell_known(options.start, options.train, recipe.validation, recipe.seed)
     learned, validation = Training.split(train, recipe.validation, recipe.seed)
     retraining = Robustness.Retraining(net, learned, validation, recipe, options.attack, {"steps": options.steps},
                                        options.radius, options.faces, options.out)
@@ -70,6 +76,19 @@ def main(argv=None):
         print(f"{options.attack} finds no file within L2 {options.radius:g} grey levels that misleads it")
     print(f"net in {options.out}/round{row['round']}" if row["round"] else f"nothing learned: {options.start} stays")
     return 0
+
+
+def databases(options, test):
+    """The DataSet to learn from, without the faces of the database `test` (None: of none)."""
+    if test and not options.test and not Dataset.database_files(test)[0].exists():
+        print(f"{test}, which {options.start} was tested on, is not there: its faces are not left out; name it with "
+              "--test", file=sys.stderr)
+        test = None
+    learned, left_out = Dataset.set_apart(Dataset.open_databases(options.train), test and Dataset.open_database(test))
+    if not learned:
+        raise Dataset.UserError(f"{test} holds all faces of --train; a test base holds faces never learned")
+    Console.tell_left_out(left_out, f"{test} or another --train holds" if test else "another --train holds")
+    return Dataset.DataSet.join([*learned.values()])
 
 
 if __name__ == "__main__":

@@ -422,8 +422,9 @@ class Trainer:
         must_be_found(self.out)
         self._make_folders()
         self.description = description.encode()
-        self.best, self.last = (tf.train.CheckpointManager(self.checkpoint, str(folder), 1, checkpoint_name="my_model")
-                                for folder in (self.out, self.out / "last"))
+        course = tf.train.Checkpoint(step=self.step, optimizer=self.checkpoint.optimizer, net=net)
+        self.best, self.last = (tf.train.CheckpointManager(checkpoint, str(folder), 1, checkpoint_name="my_model")
+                                for checkpoint, folder in ((course, self.out), (self.checkpoint, self.out / "last")))
         self.curve = []
         self.interval = [0.0, 0]  # sum of the losses since the last measure, and how many
         self.intervals = {}       # by step, of the last two saves: what metrics.json needs, whichever of them is whole
@@ -503,8 +504,9 @@ class Trainer:
                     if measure:
                         with self.average.in_place():
                             self._measure(elapsed / max(step - first, 1), writers)
-                        yield self.curve[-1]
                     self._save_last()
+                    if measure:
+                        yield self.curve[-1]
                     started, first = time.monotonic(), step
                 if self.interrupted:
                     raise KeyboardInterrupt

@@ -2,6 +2,7 @@
 import dataclasses
 import shutil
 import signal
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import tensorflow as tf
 import Attacks
 import Console
 import Dataset
+import Main
 import Main_retrain
 import Main_robustness
 import Models
@@ -151,6 +153,31 @@ def test_what_is_learned_misleads_the_net_before_and_has_the_right_label(retrain
 
 
 COMMAND = ["--steps", "6", "--faces", "40", "--rounds", "2", "--epochs", "1", "--batch-size", "16", "--radius", "900"]
+
+
+def test_what_the_net_was_tested_on_is_not_learned(run, database, in_folder):
+    """Main.py left these faces out, as `10k` begins with `1k`; its seed keeps the faces that validate apart."""
+    faces, labels = Dataset.read_faces(database), Dataset.open_database(database).label
+    (in_folder / "data_few.bin").write_bytes(faces[:20].tobytes())
+    (in_folder / "gender_few.bin").write_bytes(labels[:20].astype("<f4").tobytes())
+    assert run(Main, "--train", database, "--test", "data_few.bin", "--net", "perceptron", "--epochs", "1", "--seed", "7",
+               "--validation", "0.2", "--logs", "none", "--out", "a")[0] == 0
+    command = ["--from", "a", "--train", database, *COMMAND, "--rounds", "1", "--out"]
+    count = len(faces) - 20
+    code, out, err = run(Main_retrain, *command, "b")
+    assert code == 0
+    assert out.startswith(f"{count - round(0.2 * count)} faces to learn, {round(0.2 * count)} to validate; ")
+    assert err == f"{database}: 20 faces left out, which data_few.bin or another --train holds\n"
+    code, out, err = run(Main_retrain, *command, "c", "--seed", "0")
+    assert "a was trained with another --train, --validation or --seed: it may know faces that validate here" in err
+    Path("data_few.bin").rename("moved.bin")
+    code, out, err = run(Main_retrain, *command, "d")
+    assert code == 0 and err == ("data_few.bin, which a was tested on, is not there: its faces are not left out; name it "
+                                 "with --test\n")
+    Path("moved.bin").rename("data_all.bin")
+    Path("gender_few.bin").rename("gender_all.bin")
+    code, out, err = run(Main_retrain, "--from", "a", "--train", "data_all.bin", "--test", "data_all.bin")
+    assert code == 2 and "data_all.bin holds all faces of --train" in err
 
 
 def test_interrupted_it_goes_on_and_ends_as_if_never_interrupted(run, database, checkpoint, monkeypatch):

@@ -211,6 +211,7 @@ def test_checkpoint_has_the_courses_paths_and_restores_in_a_students_script(data
     optimizer = tf.optimizers.Adam(0.5)
     optimizer.build(net.trainable_variables)
     checkpoint = tf.train.Checkpoint(step=tf.Variable(1), optimizer=optimizer, net=net)
+    checkpoint.restore(Models.find_checkpoint(tmp_path)).assert_consumed()
     checkpoint.restore(Models.find_checkpoint(tmp_path / "last")).assert_existing_objects_matched().expect_partial()
     np.testing.assert_array_equal(net.fc1.w, training.net.fc1.w)
     assert int(optimizer.iterations) == int(checkpoint.step) == training.total
