@@ -188,11 +188,11 @@ REFUSALS = {errno.EACCES, errno.EPERM, errno.EROFS, *NO_ROOM, errno.ENAMETOOLONG
 def run(main, argv=None):
     """Run an entry script's `main(argv)`: its exit code; a user's mistake is one line on stderr and exit code 2."""
     script = Path(sys.argv[0]).name
-    _save_when_ended()
     if isinstance(sys.stdout, io.TextIOWrapper):  # in a notebook it is none
         sys.stdout.reconfigure(errors="backslashreplace")  # a file's name may be no text
     try:
-        code = main(sys.argv[1:] if argv is None else argv)
+        with _saving_when_ended():
+            code = main(sys.argv[1:] if argv is None else argv)
         sys.stdout.flush()  # here, where a full disk is a line on stderr
         return code
     except Dataset.UserError as error:
@@ -221,15 +221,22 @@ def run(main, argv=None):
     return 2
 
 
-def _save_when_ended():
-    """A batch system's end, or the terminal's, is Ctrl-C; where either is ignored, as nohup does, it stays so."""
+@contextlib.contextmanager
+def _saving_when_ended():
+    """A batch system's end, or the terminal's, is Ctrl-C inside; where either is ignored, as nohup does, it stays so."""
     def end(_, frame):
         interrupt = signal.getsignal(signal.SIGINT)  # what trains has its own; in the background it may be ignored
         (interrupt if callable(interrupt) else signal.default_int_handler)(signal.SIGINT, frame)
-    if threading.current_thread() is threading.main_thread():
-        for number in (getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)):
-            if signal.getsignal(number) == signal.SIG_DFL:
-                signal.signal(number, end)
+    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    taken = [number for number in numbers if threading.current_thread() is threading.main_thread()
+             and signal.getsignal(number) == signal.SIG_DFL]
+    for number in taken:
+        signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number in taken:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def _drop_stdout():

@@ -122,12 +122,12 @@ def measure(path, dataset, net):
 
 def table(answer):
     """The lines that report a database."""
-    (mm, mw), (wm, ww) = answer["confusion"]
     lines = [f"{answer['path']}: accuracy {100 * answer['accuracy']:.2f} %  "
              f"({answer['correct']} of {answer['faces']}), balanced {100 * answer['balanced_accuracy']:.2f} %",
-             f"{'as annotated':14}{'said man':>10}{'said woman':>12}",
-             f"{'man':14}{mm:10}{mw:12}",
-             f"{'woman':14}{wm:10}{ww:12}"]
+             f"{'as annotated':14}{'said man':>10}{'said woman':>12}{'accuracy':>12}"]
+    for number, (label, said) in enumerate(zip(Dataset.LABELS, answer["confusion"])):
+        share = f"{100 * said[number] / sum(said):10.2f} %" if any(said) else f"{'-':>12}"
+        lines.append(f"{label:14}{said[0]:10}{said[1]:12}{share}")
     for title, groups in answer.get("groups", {}).items():
         lines.append(f"{title:14}{'faces':>10}{'accuracy':>12}")
         lines += [f"{name:14}{group['faces']:10}{100 * group['accuracy']:10.2f} %" for name, group in groups.items()]
