@@ -115,13 +115,12 @@ def read_grid(options):
 
 
 def must_be_trainable(options, grid):
-    """Raise UserError where Main.py would refuse a cell of the grid."""
-    named = {}
-    for cell in values(grid, grid):
-        given = Console.parse(Main.Options, Sweep.arguments(options, dict(zip(grid, cell))), Main.__doc__)
-        Console.must_stand_together(given, Main.NEEDS)
-        named |= given
-    small = {name: 1 if name.startswith("nb_") else named[name] for name in Main.NET_OPTIONS if name in named}
+    """Raise UserError where Main.py would refuse a cell of the grid. Looks at each value once: cells may be many."""
+    given = {name: [Console.parse(Main.Options, Sweep.arguments(options, {name: value}), Main.__doc__)[name]
+                    for value in choices if value is not None] for name, choices in grid.items()}
+    everywhere = {name: None not in grid[name] and all(found) for name, found in given.items() if found}
+    Console.must_stand_together(everywhere, Main.NEEDS)
+    small = {name: 1 if name.startswith("nb_") else given[name][0] for name in Main.NET_OPTIONS if given.get(name)}
     Models.build(options.net, **small)  # knows which options a net has
 
 

@@ -216,6 +216,27 @@ def test_a_grid_that_main_would_refuse_is_refused_before_anything_is_written(sta
     assert not Path("checkpoints").exists() and not ran(stand_in)
 
 
+def test_each_value_of_a_grid_is_looked_at_once(monkeypatch):
+    looked, parse = [], Console.parse
+    monkeypatch.setattr(Console, "parse", lambda *given: looked.append(given) or parse(*given))
+    grid = dict.fromkeys(("learning_rate", "l1", "weight_decay", "clip_norm", "averaging", "warm_up", "dropout",
+                          "label_smoothing", "validation", "traits"), [0.01, 0.02, 0.03])
+    Main_meta.must_be_trainable(Main_meta.Options(), grid)  # 59,049 cells
+    assert len(looked) == 30
+
+
+@pytest.mark.parametrize("grid, words", [
+    ({"adversarial": [0, 50], "adversarial_rise": [None, 0.5]}, "--adversarial-rise does nothing without"),
+    ({"adversarial": [50, None], "adversarial_rise": [0.5]}, "--adversarial-rise does nothing without"),
+    ({"adversarial": ["0"], "adversarial_steps": [1]}, "--adversarial-steps does nothing without"),
+    ({"output_dim": [None, 32], "adversarial": [0, 50]}, "net convnet has no option output_dim")])
+def test_a_rule_across_options_holds_for_every_cell(grid, words):
+    with pytest.raises(Dataset.UserError, match=words):
+        Main_meta.must_be_trainable(Main_meta.Options(net="convnet"), grid)
+    Main_meta.must_be_trainable(Main_meta.Options(), {"adversarial": [50, 90], "adversarial_steps": [None, 1]})
+    Main_meta.must_be_trainable(Main_meta.Options(), {"adversarial": [0, None], "adversarial_steps": [None]})
+
+
 def test_null_leaves_an_option_out_and_each_net_has_a_grid(stand_in, capsys):
     (stand_in / "grid.json").write_text('{"balance": [null, "sex"]}')
     code, out, err = sweep(capsys, "--grid", "grid.json")
