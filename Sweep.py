@@ -28,6 +28,7 @@ import Training
 
 MAIN = Path(__file__).resolve().parent / "Main.py"
 RESULT = "result.json"
+LONGEST_NAME = 255  # bytes that a folder's name may have
 START_SECONDS = 20.0  # a training that was asked for has its process by then
 NOT_LEARNED = 0.05  # a net that is not this much better than always giving the larger class's answer has not learned
 TOO_BIG = (-signal.SIGKILL, -signal.SIGABRT, -signal.SIGSEGV) if fcntl else ()  # what ends it without memory
@@ -137,7 +138,9 @@ class Sweep:
         o = self.options
         whole = json.dumps([o.net, self.databases, o.epochs, o.seed, parameters])
         values = [f"{name}={value}" for name, value in parameters.items() if not isinstance(value, list)]
-        return "-".join([o.net, *values, f"{zlib.crc32(whole.encode()):08x}"])
+        readable, checksum = "-".join([o.net, *values]), f"{zlib.crc32(whole.encode()):08x}"
+        name = f"{readable}-{checksum}"
+        return name if len(name.encode()) <= LONGEST_NAME else f"{readable[:150]}-{checksum}"
 
     def _folder(self, parameters):
         return Path(self.options.out) / self._name(dict(sorted(parameters.items())))

@@ -85,6 +85,13 @@ def sweep(capsys, *arguments):
     return code, *capsys.readouterr()
 
 
+def search(folder, convolutions, **more):
+    """A sweep by random search over `nb_conv`, in the place of the stand-in."""
+    few = [str(folder / "few" / f"data_{name}.bin") for name in ("10k", "test10k")]
+    options = {"search": "random", "logs": "none", "train": (few[0],), "test": few[1]} | more
+    return Sweep.Sweep(Main_meta.Options(**options), {"nb_conv": convolutions})
+
+
 def test_every_cell_is_trained_once_and_the_table_is_the_courses(stand_in, database, capsys):
     grid = ["--net", "convnet", "--test", str(database.parent / "data_test.bin"), "--batchnorm", "no", "yes",
             "--nb-filter", "4", "16", "--nb-conv", "1", "7", "30", "40"]
@@ -387,6 +394,25 @@ def test_machines_that_share_the_state_alone_share_results_and_take_nothing_back
     assert sweep(capsys, *grid, "--out", "one")[0] == 0
     _, out, _ = sweep(capsys, *grid, "--out", "other", "--no-run")
     assert [line.split() for line in out.splitlines()[-3:]] == [["1", "81.0"], ["13", "(52.0)"], ["2", "82.0"]]
+
+
+def test_the_folder_of_many_options_has_a_name_that_a_disk_takes(stand_in, capsys):
+    (stand_in / "grid.json").write_text(json.dumps(
+        {"adversarial": [50], "adversarial_rise": [0.25], "adversarial_steps": [2], "averaging": [0.99], "l1": [1e-5],
+         "batch_size": [128], "batchnorm": ["yes"], "clip_norm": [1.5], "dropout": [0.1, 0.2], "nb_conv": [1],
+         "label_smoothing": [0.1], "learning_rate": [0.001], "loss": ["cross-entropy"], "optimizer": ["nesterov"],
+         "precision": ["float32"], "schedule": ["constant"], "validation": [0.05], "warm_up": [0.1],
+         "weight_decay": [0.05]}))
+    code, _, err = sweep(capsys, "--grid", "grid.json")
+    assert (code, err) == (0, "") and len(ran(stand_in)) == 2
+    names = [path.name for path in Path("checkpoints/meta").glob("densenet-*")]
+    assert len(names) == 2 and {len(name) for name in names} == {159}
+
+
+def test_a_folder_is_named_as_ever(stand_in):
+    searched = search(stand_in, [1, 2])
+    searched.databases = [["1"], ["2"]]
+    assert searched._folder({"nb_conv": 2, "dropout": 0.3}).name == "densenet-dropout=0.3-nb_conv=2-ad854f64"
 
 
 def test_without_a_test_base_the_larger_class_is_that_of_the_faces_to_learn(stand_in, capsys):
