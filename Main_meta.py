@@ -76,7 +76,7 @@ def main(argv=None):
     must_be_trainable(options, grid)
     sweep = Sweep.Sweep(options, grid)
     if options.run:
-        progress = Console.Progress(sweep.total, len(sweep.results()), "trainings")
+        progress = Console.Progress(sweep.total, sweep.done(), "trainings")
         aside = None if options.format == "text" else sys.stderr  # stdout is the table's, to be sent into a file
         progress.line(f"{sweep.total} trainings, in {options.out}", aside)
         try:

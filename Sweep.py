@@ -6,10 +6,13 @@ is too big for the memory ends alone. The state lies in a file or a database tha
 import concurrent.futures
 import contextlib
 import datetime
+import errno
 import itertools
 import json
 import os
+import platform
 import random
+import secrets
 import signal
 import subprocess
 import sys
@@ -28,6 +31,10 @@ import Training
 
 MAIN = Path(__file__).resolve().parent / "Main.py"
 RESULT = "result.json"
+LOCK = "running"
+PLACE = "place"  # where a trial is trained: host, folder, and what no other trial has
+HELD = {errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES}  # what the system says of a lock that another process has
+HELD_SECONDS = 10.0  # until cells that other searches train are looked at again
 LONGEST_NAME = 255  # bytes that a folder's name may have
 START_SECONDS = 20.0  # a training that was asked for has its process by then
 NOT_LEARNED = 0.05  # a net that is not this much better than always giving the larger class's answer has not learned
@@ -35,14 +42,23 @@ TOO_BIG = (-signal.SIGKILL, -signal.SIGABRT, -signal.SIGSEGV) if fcntl else ()  
 
 
 def _lock(folder):
-    """The open lock file of a training's folder; None where a process holds it. It is let go when that process ends."""
-    file = open(folder / "running", "w", encoding="utf-8")
+    """The open lock file of a training's folder; None where a process holds it. It is let go when that process ends.
+    Raises UserError where the disk has no locks."""
+    file = open(folder / LOCK, "a", encoding="utf-8")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except OSError as error:
         file.close()
+        if error.errno not in HELD:
+            raise Dataset.UserError(f"{folder / LOCK}: cannot be locked ({error.strerror}); choose an --out on a disk "
+                                    "whose files can") from None
         return None
     return file
+
+
+def _key(parameters):
+    """What stands for a cell in sets."""
+    return json.dumps(parameters, sort_keys=True)
 
 
 def arguments(options, parameters):
@@ -79,7 +95,8 @@ class Sweep:
         self.total = min(options.trials or every, len(self.cells))
         self.databases = [[Dataset.open_database(name).checksum() for name in names]
                           for names in (options.train, filter(None, [options.test]))]
-        self.lock, self.children, self.stopped = threading.Lock(), set(), False
+        self.lock, self.children, self.stopped = threading.Lock(), set(), threading.Event()
+        self.held = set()  # keys of cells that other searches were found to train
         Dataset.make_folder(options.out)
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         sampler = optuna.samplers.TPESampler if options.search == "tpe" else optuna.samplers.RandomSampler
@@ -104,14 +121,18 @@ class Sweep:
         found = [(cell, self._known(cell, told)) for cell in self.cells]
         return [{"parameters": cell} | result for cell, result in found if result]
 
+    def done(self):
+        """How many of the `total` trainings ended; a grid counts those that another sweep ran too."""
+        ended = self.results() if self.options.search == "grid" else self._trials("COMPLETE")
+        return min(len(ended), self.total)
+
     def run(self):
         """Train what is missing; yields (trainings done, a line about the one that ended). Ctrl-C saves them all."""
         self._take_back()
         if self.options.search == "grid":
-            asked = [self._parameters(trial) for trial in self._trials("RUNNING", "WAITING")]
-            told = self._told()
+            asked, told = self._asked("RUNNING", "WAITING"), self._told()
             for cell in self.cells[:self.total]:
-                if cell not in asked and not self._known(cell, told):
+                if _key(cell) not in asked and not self._known(cell, told):
                     self.study.enqueue_trial(cell)
         with concurrent.futures.ThreadPoolExecutor(self.options.processes) as pool:
             running = {pool.submit(self._next) for _ in range(self.options.processes)}
@@ -119,10 +140,10 @@ class Sweep:
                 while running:
                     ended, running = concurrent.futures.wait(running, return_when=concurrent.futures.FIRST_COMPLETED)
                     for line in filter(None, (future.result() for future in ended)):
-                        yield len(self.results()), line
+                        yield self.done(), line
                         running.add(pool.submit(self._next))
             finally:
-                self.stopped = True
+                self.stopped.set()
                 for child in list(self.children):
                     child.send_signal(signal.SIGINT)
 
@@ -132,6 +153,10 @@ class Sweep:
     @staticmethod
     def _parameters(trial):
         return trial.params or trial.system_attrs.get("fixed_params")
+
+    def _asked(self, *states):
+        """The keys of the cells of the trials in these states."""
+        return {_key(self._parameters(trial)) for trial in self._trials(*states)}
 
     def _name(self, parameters):
         """The name of the study, or of the folder of a training: tells apart what differs in anything."""
@@ -146,28 +171,34 @@ class Sweep:
         return Path(self.options.out) / self._name(dict(sorted(parameters.items())))
 
     def _told(self):
-        """What the shared state tells of the trainings that ended: a list of (parameters, result)."""
-        return [(trial.params, trial.user_attrs[RESULT]) for trial in self._trials("COMPLETE")
-                if RESULT in trial.user_attrs]
+        """What the shared state tells of the trainings that ended: {key of the cell: result}."""
+        return {_key(trial.params): trial.user_attrs[RESULT] for trial in self._trials("COMPLETE")
+                if RESULT in trial.user_attrs}
 
     def _known(self, parameters, told):
         """The result of a training that ended, here or, as `told`, where only the state is shared; else None."""
         saved = self._folder(parameters) / RESULT
         if saved.exists():
             return json.loads(saved.read_text(encoding="utf-8"))
-        return next((result for asked, result in told if asked == parameters), None)
+        return told.get(_key(parameters))
 
     def _take_back(self):
-        """Ask again for the trainings whose process is gone."""
+        """Ask again for the trainings whose process is gone, or never was."""
         for trial in self._trials("RUNNING"):
             folder = self._folder(trial.params)
             asked = (datetime.datetime.now() - trial.datetime_start).total_seconds()
-            elsewhere = self.options.storage and not folder.is_dir()  # on a machine that shares the state alone
-            if asked > START_SECONDS and not elsewhere:
+            if asked > START_SECONDS and not self._is_elsewhere(trial, folder):
                 lock = _lock(folder) if folder.is_dir() else contextlib.nullcontext()
                 if lock:
                     with lock:
                         self._give_back(trial)
+
+    def _is_elsewhere(self, trial, folder):
+        """Whether the process of a trial is, or was, of another --out, on a machine that shares the state alone."""
+        if not self.options.storage or PLACE not in trial.user_attrs:
+            return False
+        lock = folder / LOCK
+        return not lock.is_file() or trial.user_attrs[PLACE] not in lock.read_text(encoding="utf-8").splitlines()
 
     def _end(self, trial, **outcome):
         """Tell of a trial how it ended; SQLite may give one to two processes, and the other may have told already."""
@@ -181,41 +212,71 @@ class Sweep:
     def _left(self):
         """Whether there is a training to ask for. A grid has all of its cells waiting, also where fewer are wanted."""
         if self.options.search != "grid":
-            return self._trials("WAITING") or len(self._trials("COMPLETE", "RUNNING")) < self.total
-        begun = [*(result["parameters"] for result in self.results()), *map(self._parameters, self._trials("RUNNING"))]
-        return self._trials("WAITING") and len({json.dumps(cell, sort_keys=True) for cell in begun}) < self.total
+            return len(self._trials("COMPLETE", "RUNNING")) < self.total
+        begun = self._asked("RUNNING") | {_key(result["parameters"]) for result in self.results()}
+        return self._trials("WAITING") and len(begun) < self.total
 
     def _next(self):
         """Run one training: a line about it; None where there is nothing left to do."""
-        with self.lock:
-            while True:
-                if self.stopped or not self._left():
+        child, pause = None, 0.0
+        while not child:
+            self.stopped.wait(pause)
+            with self.lock:
+                if self.stopped.is_set() or not self._left():
                     return None
                 trial = self.study.ask(self.distributions)
-                folder = self._folder(trial.params)
-                Dataset.make_folder(folder)
-                twice = [other for other in self._trials("COMPLETE", "RUNNING")
-                         if other.params == trial.params and other.number < trial.number]
-                # Held by a process whose trial had no parameters yet here, or that was given this very one.
-                lock = None if twice else _lock(folder)
-                if not lock:
-                    self._end(trial, state=self.states.FAIL)
-                    if twice and self.options.search != "grid":
-                        self._propose_another(trial)
-                    continue
-                known = self._known(trial.params, self._told())
-                if not known:
-                    break
-                lock.close()
-                self._end(trial, values=known["validation_accuracy"] or 0.0)
-            with lock:
-                child = self._start(trial.params, folder, lock)
-        code = child.wait()
+                child, pause = self._begin(trial)
+        return self._follow(trial, child)
+
+    def _begin(self, trial):
+        """(the process of a trial, or None where it needs none; seconds until another may be asked for)."""
+        ahead = self._ahead(trial)
+        if self.options.search != "grid" and len(ahead) >= self.total:  # several processes asked for the last
+            self._give_back(trial)
+            return None, 0.0
+        parameters = trial.params
+        if any(other.params == parameters for other in ahead):
+            return None, self._pass_over(trial)
+        folder = self._folder(parameters)
+        Dataset.make_folder(folder)
+        lock = _lock(folder)
+        if not lock:  # by another search, by a trial that had no parameters yet here, or by one given this very trial
+            self.held.add(_key(parameters))
+            return None, self._pass_over(trial)
+        with lock:
+            if known := self._known(parameters, self._told()):
+                self._complete(trial, known)
+                return None, 0.0
+            return self._start(trial, folder, lock), 0.0
+
+    def _ahead(self, trial):
+        """The trials that ended or run, and go before this one. One that waited may have a lower number than what was
+        begun meanwhile."""
+        return [other for other in self._trials("COMPLETE", "RUNNING") if other.number < trial.number
+                or other.number > trial.number and (other.state == self.states.COMPLETE or PLACE in other.user_attrs)]
+
+    def _pass_over(self, trial):
+        """End a trial whose cell another has, and put one that nobody has in its place: a sampler that thinks the best
+        cell is one that was trained already would propose it for ever. Seconds until another may be asked for."""
+        self._end(trial, state=self.states.FAIL)
+        if self.options.search == "grid":
+            return 0.0
+        taken = self._asked("COMPLETE", "RUNNING", "WAITING") | self.held
+        cells = random.Random(trial.number).sample(self.cells, len(self.cells))
+        if free := next((cell for cell in cells if _key(cell) not in taken), None):
+            self.study.enqueue_trial(free)
+            return 0.0
+        self.held.clear()
+        return HELD_SECONDS
+
+    def _follow(self, trial, child):
+        """Wait for the process of a trial, and tell its result: a line about it; None where it was interrupted."""
+        folder, code = self._folder(trial.params), child.wait()
         self.children.discard(child)
         said = (folder / "log").read_text(encoding="utf-8").strip().rpartition("\n")[2]
         too_big = code in TOO_BIG or code == 2 and "out of memory" in said
         if code and not too_big and "diverged" not in said:
-            self._give_back(self.study.trials[trial.number])
+            self._give_back(trial)
             if code in (130, -signal.SIGTERM):
                 return None
             raise (Dataset.UserError if code == 2 else RuntimeError)(f"{folder / 'log'}: {said}")
@@ -224,13 +285,6 @@ class Sweep:
         self._complete(trial, result)
         reached = "too big for the memory" if too_big else f"{100 * result['accuracy']:.2f} %"
         return f"{reached}  {' '.join(f'{name}={value}' for name, value in trial.params.items())}"
-
-    def _propose_another(self, trial):
-        """Put a cell that nobody has asked for in the place of one asked for twice: a sampler that thinks the best
-        cell is one that was trained already would propose it for ever."""
-        asked = [self._parameters(other) for other in self._trials("COMPLETE", "RUNNING", "WAITING")]
-        if left := [cell for cell in self.cells if cell not in asked]:
-            self.study.enqueue_trial(random.Random(trial.number).choice(left))
 
     def _complete(self, trial, result):
         """Tell the result of a trial; as one of its own where the process that was given the same one has ended it."""
@@ -243,13 +297,23 @@ class Sweep:
             self.study.add_trial(optuna.create_trial(params=trial.params, distributions=self.distributions, value=value,
                                                      user_attrs={RESULT: result}))
 
-    def _start(self, parameters, folder, lock):
-        """The process of a training, which holds the lock as long as it lives."""
+    def _note_place(self, trial, folder, lock):
+        """Note in a trial, and in the lock file, where it is trained: only who sees both takes it back."""
+        import optuna
+        place = f"{platform.node()} {folder.resolve()} {secrets.token_hex(8)}"
+        lock.write(f"{place}\n")
+        lock.flush()
+        with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):  # ended by one that was given it too
+            trial.set_user_attr(PLACE, place)
+
+    def _start(self, trial, folder, lock):
+        """The process of a trial, which holds the lock as long as it lives."""
+        self._note_place(trial, folder, lock)
         o = self.options
         if Training.can_resume(folder):
             given = ["--resume"]
         else:
-            given = arguments(o, parameters)
+            given = arguments(o, trial.params)
             for rest in folder.glob("my_model-*"):  # of one killed before it had saved what it could be resumed from
                 rest.unlink()
         threads = str(max(1, (os.cpu_count() or 1) // o.processes))
@@ -258,7 +322,7 @@ class Sweep:
                                      stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
                                      pass_fds=[lock.fileno()], env=os.environ | {"TF_NUM_INTRAOP_THREADS": threads})
         self.children.add(child)
-        if self.stopped:  # since it was asked for
+        if self.stopped.is_set():  # since it was asked for
             child.send_signal(signal.SIGINT)
         return child
 

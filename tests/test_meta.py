@@ -1,11 +1,13 @@
 """The meta-parameter analysis: which trainings run, what survives an interruption, and the tables."""
 import csv
+import errno
 import io
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -90,6 +92,10 @@ def search(folder, convolutions, **more):
     few = [str(folder / "few" / f"data_{name}.bin") for name in ("10k", "test10k")]
     options = {"search": "random", "logs": "none", "train": (few[0],), "test": few[1]} | more
     return Sweep.Sweep(Main_meta.Options(**options), {"nb_conv": convolutions})
+
+
+def trials(searched, *states):
+    return [trial.params["nb_conv"] for trial in searched.study.trials if trial.state.name in states]
 
 
 def test_every_cell_is_trained_once_and_the_table_is_the_courses(stand_in, database, capsys):
@@ -384,6 +390,10 @@ def test_machines_that_share_the_state_alone_share_results_and_take_nothing_back
     grid = ["--nb-conv", "1", "13", "2", "--storage", f"sqlite:///{stand_in}/meta.db"]
     process = start(stand_in, *grid, "--out", "one")
     wait_for(stand_in / "waiting")
+    (trained,) = Path("one").glob("*nb_conv=13*")
+    earlier = Path("other") / trained.name
+    earlier.mkdir(parents=True)
+    (earlier / "running").touch()
     code, out, _ = sweep(capsys, *grid, "--out", "other")
     assert code == 0
     assert [line.split() for line in out.splitlines()[-3:]] == [["1", "81.0"], ["13", "-"], ["2", "82.0"]]
@@ -394,6 +404,100 @@ def test_machines_that_share_the_state_alone_share_results_and_take_nothing_back
     assert sweep(capsys, *grid, "--out", "one")[0] == 0
     _, out, _ = sweep(capsys, *grid, "--out", "other", "--no-run")
     assert [line.split() for line in out.splitlines()[-3:]] == [["1", "81.0"], ["13", "(52.0)"], ["2", "82.0"]]
+
+
+def test_a_cell_asked_for_twice_makes_no_folder(stand_in):
+    searched = search(stand_in, [1, 2, 3], trials=2)
+    elsewhere = searched.study.ask(searched.distributions)  # the seed is the same, and so is the first cell
+    assert [done for done, _ in search(stand_in, [1, 2, 3], trials=2).run()] == [1]
+    assert not searched._folder(elsewhere.params).exists()
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_a_trial_is_asked_for_again_where_its_process_was(stand_in, monkeypatch, begun):
+    monkeypatch.setattr(Sweep, "START_SECONDS", 0.0)
+    storage = f"sqlite:///{stand_in}/meta.db"
+    searched = search(stand_in, [1], storage=storage)
+    trial, folder = searched.study.ask(searched.distributions), searched._folder({"nb_conv": 1})
+    Dataset.make_folder(folder)
+    if begun:
+        with Sweep._lock(folder) as lock:
+            searched._note_place(trial, folder, lock)
+    assert len([*search(stand_in, [1], storage=storage, out="other").run()]) == (0 if begun else 1)
+    assert len([*search(stand_in, [1], storage=storage).run()]) == (1 if begun else 0)
+
+
+def test_a_search_leaves_what_others_train_and_waits_for_the_last(stand_in, monkeypatch):
+    searched, lock, asked = search(stand_in, [1, 2, 3]), Sweep._lock, []
+
+    def few_times(folder):
+        asked.append(folder)
+        assert len(asked) < 20, "asked without a pause"
+        return lock(folder)
+
+    class Stopped(threading.Event):
+        def wait(self, pause):
+            if pause:  # the process of another search ends
+                assert pause == Sweep.HELD_SECONDS and sorted(trials(searched, "COMPLETE", "RUNNING")) == [1, 3]
+                held.close()
+            return super().wait(0.0)
+
+    monkeypatch.setattr(Sweep, "_lock", few_times)
+    folder = Dataset.make_folder(searched._folder({"nb_conv": 2})) or searched._folder({"nb_conv": 2})
+    held, searched.stopped = lock(folder), Stopped()
+    assert len([*searched.run()]) == 3
+    assert held.closed and sorted(trials(searched, "COMPLETE")) == [1, 2, 3]
+
+
+@pytest.mark.parametrize("number, words", [(errno.ENOLCK, "running: cannot be locked (No locks available)"),
+                                           (errno.EWOULDBLOCK, ""), (errno.EACCES, "")])
+def test_a_disk_without_locks_is_told_from_a_lock_that_is_held(stand_in, monkeypatch, capsys, number, words):
+    def refuse(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(Sweep.fcntl, "flock", refuse)
+    code, out, err = sweep(capsys, "--nb-conv", "1")
+    assert (code, err.count("\n")) == ((2, 1) if words else (0, 0)) and words in err
+    assert words or out.splitlines()[-1].split() == ["1", "-"]
+
+
+@pytest.mark.parametrize("waiting", [False, True])
+def test_two_searches_at_once_keep_to_the_budget(stand_in, waiting):
+    """One has seen that there is room when the other's training begins and ends."""
+    searched = search(stand_in, [1, 2, 3], trials=1)
+    ask = searched.study.ask
+    if waiting:
+        searched.study.enqueue_trial({"nb_conv": 3})
+
+    def ask_late(distributions):
+        searched.study.add_trial(optuna.create_trial(params={"nb_conv": 1}, distributions=distributions, value=0.5))
+        return ask(distributions)
+
+    searched.study.ask = ask_late
+    assert not [*searched.run()] and trials(searched, "COMPLETE", "RUNNING") == [1]
+
+
+def test_what_waits_keeps_to_the_budget(stand_in):
+    searched = search(stand_in, [1, 2, 3], trials=2)
+    assert len([*searched.run()]) == 2
+    searched.study.enqueue_trial({"nb_conv": ({1, 2, 3} - {*trials(searched, "COMPLETE")}).pop()})
+    assert not [*search(stand_in, [1, 2, 3], trials=2).run()] and len(ran(stand_in)) == 2
+    assert len([*search(stand_in, [1, 2, 3], trials=3).run()]) == 1
+
+
+def test_what_a_grid_has_trained_is_told_to_machines_that_share_the_state_alone(stand_in):
+    storage = f"sqlite:///{stand_in}/meta.db"
+    assert len([*search(stand_in, [1, 2], search="grid").run()]) == 2
+    assert not [*search(stand_in, [1, 2], storage=storage).run()]
+    results = search(stand_in, [1, 2], storage=storage, out="other").results()
+    assert [result["accuracy"] for result in results] == pytest.approx([0.81, 0.82])
+
+
+def test_the_progress_of_a_search_is_of_its_own_trainings(stand_in):
+    assert len([*search(stand_in, [1, 2, 3], search="grid").run()]) == 3
+    searched = search(stand_in, [*range(1, 9)], trials=4)
+    told = [done for done, _ in searched.run()]
+    assert told and max(told) <= 4 == searched.done() < len(searched.results())
 
 
 def test_the_folder_of_many_options_has_a_name_that_a_disk_takes(stand_in, capsys):
