@@ -12,11 +12,14 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import Console
 
+import concurrent.futures
 import contextlib
 import dataclasses
+import itertools
 import json
 import multiprocessing
 import os
+import signal
 import statistics
 from typing import Annotated
 
@@ -82,6 +85,8 @@ ROWS = {  # name: options that differ from BASE
     "ResNet, 2 blocks a stage": ["--nb-conv", "2"],
     "ResNet without BatchNorm": ["--no-batchnorm"],
 }
+ACCURACY = "accuracy.json"
+OWN_SESSION = getattr(os, "setsid", None)  # on Windows, the console's Ctrl-C reaches every process by itself
 UNTRAINED = {"base, averaged over the flip": ["flip"], "base, over flip and crops": ["flip", "crops"]}
 
 
@@ -98,12 +103,26 @@ class Options:
     out: Annotated[str, dict(help="folder of the trainings", metavar="DIR")] = "checkpoints/ablations"
 
 
+def rows_of(options):
+    """The rows to measure. UserError for one asked for that lacks what it needs; where none is, such a one is named."""
+    meta = Dataset.database_files(options.database)[2]
+    absent = {} if options.pretraining else {"--from": "--pretraining DB"}
+    absent |= {} if meta.exists() else dict.fromkeys(("--balance", "--traits"), f"{meta}, of ages and ethnicities")
+    needs = {row: absent[option] for row, arguments in ROWS.items() for option in arguments if option in absent}
+    for row, need in needs.items():
+        if row in options.rows:
+            raise Dataset.UserError(f"--rows {row!r}: needs {need}")
+        if not options.rows:
+            print(f"left out: {row}, which needs {need}", file=sys.stderr)
+    return [row for row in (*ROWS, *UNTRAINED) if row not in needs and (not options.rows or row in options.rows)]
+
+
 def hold_out(options):
     """Write the parts that are learned from and measured on, once. UserError where --out is of other settings."""
     data, gender, meta = Dataset.database_files(options.database)
     faces, labels = Dataset.read_faces(data), Dataset.read_labels(gender)
     first = len(faces) - len(faces) // 5
-    pairs = np.concatenate([*build.near_duplicates(faces)])  # none is learned that shows the same photograph as one that is measured
+    pairs = np.concatenate([*build.near_duplicates(faces)])  # no photograph is learned that is measured
     apart = np.setdiff1d(np.arange(first), pairs[pairs[:, 1] >= first, 0])
     settings = dataclasses.asdict(options) | {"rows": (), "seeds": 0, "processes": 0, "out": "", "learned": len(apart)}
     settings, known = json.dumps(settings, indent=1), Path(options.out) / "settings.json"
@@ -120,15 +139,19 @@ def hold_out(options):
             Dataset.write_whole(part.with_name(f"meta_{name}.csv"), content.encode())
 
 
-def learn(options, row, seed, database):
+def folder_of(options, row, seed):
+    return Path(options.out) / f"{row}-{seed}".replace(" ", "_").replace("/", "_").replace(",", "").replace(":", "")
+
+
+def learn(options, row, seed):
     """One training, unless it lies there whole."""
-    out = Path(options.out) / f"{row}-{seed}".replace(" ", "_").replace("/", "_").replace(",", "").replace(":", "")
-    done = out / "done"
-    if done.exists():
-        return out
+    out = folder_of(options, row, seed)
+    if (out / "done").exists():
+        return
     arguments = [*BASE, *(text.format(out=options.out) for text in ROWS.get(row, []))]
     if "--from" in arguments:
         arguments = arguments[len(BASE):]
+    database = options.pretraining if row == "pretraining" else f"{options.out}/data_learn.bin"
     common = ["--train", database, "--test", f"{options.out}/data_held.bin", "--seed", str(seed), "--logs", "none",
               "--epochs", str(options.epochs)]
     out.mkdir(parents=True, exist_ok=True)
@@ -136,8 +159,7 @@ def learn(options, row, seed, database):
         code = Main.main([*(["--resume"] if Training.can_resume(out) else [*arguments, *common]), "--out", str(out)])
     if code:
         raise KeyboardInterrupt
-    Dataset.write_whole(done, b"")
-    return out
+    Dataset.write_whole(out / "done", b"")
 
 
 def measure(options, nets, views=()):
@@ -149,12 +171,39 @@ def measure(options, nets, views=()):
 
 
 def work(job):
-    options, row, seed = job
-    out = learn(options, row, seed, f"{options.out}/data_learn.bin")
-    saved = out / "accuracy.json"
+    """Learn one training (options, row, seed), and keep its accuracies."""
+    learn(*job)
+    options, out = job[0], folder_of(*job)
+    Dataset.write_whole(out / ACCURACY, json.dumps(measure(options, [Models.load(out)[0]])).encode())
+
+
+def in_process(job):
+    """The accuracies of a training, `work` of a process of its own, whose end gives back what TensorFlow took; Ctrl-C
+    reaches it through `in_processes` alone. Raises UserError where the process is lost."""
+    saved = folder_of(*job) / ACCURACY
     if not saved.exists():
-        Dataset.write_whole(saved, json.dumps(measure(options, [Models.load(out)[0]])).encode())
-    return row, json.loads(saved.read_text())
+        try:
+            with concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), OWN_SESSION) as pool:
+                pool.submit(work, job).result()
+        except concurrent.futures.BrokenExecutor:
+            raise Dataset.UserError("the process of a training was killed, most often for want of memory; choose "
+                                    "fewer --processes, and the same command goes on") from None
+    return json.loads(saved.read_text(encoding="utf-8"))
+
+
+def in_processes(options, jobs):
+    """The accuracies of trainings, in the jobs' order. Where one fails, or at Ctrl-C, the others save and end."""
+    with concurrent.futures.ThreadPoolExecutor(options.processes) as pool:
+        try:
+            yield from pool.map(in_process, jobs)
+        finally:
+            for child in multiprocessing.active_children() if OWN_SESSION else []:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(child.pid, signal.SIGINT)
+
+
+def print_cells(cells):
+    print(f"| {' | '.join(cells)} |", flush=True)
 
 
 def print_row(row, results):
@@ -162,35 +211,38 @@ def print_row(row, results):
     for values in zip(*results):
         spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
         columns.append(f"{statistics.mean(values):.2f}{spread}")
-    print(f"| {row} | {' | '.join(columns)} |", flush=True)
+    print_cells([row, *columns])
 
 
-def main(argv=None):
-    options = Options(**Console.parse(Options, argv, __doc__))
-    rows = [row for row in [*ROWS, *UNTRAINED] if not options.rows or row in options.rows]
-    if not options.pretraining:
-        if lost := [row for row in options.rows if row.startswith("transfer")]:
-            raise Dataset.UserError(f"--rows {lost[0]!r}: needs --pretraining DB")
-        rows = [row for row in rows if not row.startswith("transfer")]
-    hold_out(options)
-    os.environ["TF_NUM_INTRAOP_THREADS"] = str(max(1, os.cpu_count() // options.processes))
-    print(f"| changed | held out | {' | '.join(Path(other).stem.removeprefix('data_') for other in options.others)} |")
-    print("|---" * (2 + len(options.others)) + "|", flush=True)
-    with multiprocessing.get_context("spawn").Pool(options.processes, maxtasksperchild=8) as pool:
-        if options.pretraining:
-            pool.apply(learn, (options, "pretraining", 0, options.pretraining))
-        pool.map(work, [(options, "base", seed) for seed in range(max(options.seeds, 3))], 1)  # three teach
-        jobs = [(options, row, seed) for row in rows if row in ROWS for seed in range(options.seeds)]
-        results = {}
-        for row, accuracy in pool.imap(work, jobs, 1):
-            results.setdefault(row, []).append(accuracy)
-            if len(results[row]) == options.seeds:
-                print_row(row, results[row])
-    nets = [Models.load(learn(options, "base", seed, ""))[0] for seed in range(options.seeds)]
+def print_table(options, rows):
+    heads = ["changed", "held out", *(Path(other).stem.removeprefix("data_") for other in options.others)]
+    print_cells(heads)
+    print_cells(["---"] * len(heads))
+    if any("--from" in ROWS.get(row, []) for row in rows):
+        list(in_processes(options, [(options, "pretraining", 0)]))
+    teachers = 3 if any("--teacher" in ROWS.get(row, []) for row in rows) else 0
+    list(in_processes(options, [(options, "base", seed) for seed in range(max(options.seeds, teachers))]))
+    trained = [row for row in rows if row in ROWS]
+    results = in_processes(options, [(options, row, seed) for row in trained for seed in range(options.seeds)])
+    for row in trained:
+        print_row(row, list(itertools.islice(results, options.seeds)))
+    nets = [Models.load(folder_of(options, "base", seed))[0] for seed in range(options.seeds)]
     for row in rows:
         if row in UNTRAINED:
             print_row(row, [measure(options, [net], UNTRAINED[row]) for net in nets])
     print_row(f"{len(nets)} base nets together", [measure(options, nets)])
+
+
+def main(argv=None):
+    options = Options(**Console.parse(Options, argv, __doc__))
+    rows = rows_of(options)
+    hold_out(options)
+    os.environ["TF_NUM_INTRAOP_THREADS"] = str(max(1, os.cpu_count() // options.processes))
+    try:
+        print_table(options, rows)
+    except KeyboardInterrupt:
+        print("interrupted, and saved; the same command goes on", file=sys.stderr)
+        return 130
     return 0
 
 

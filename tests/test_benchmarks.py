@@ -1,6 +1,11 @@
 """The other benchmarks: what is learned and measured stays apart, and mistakes are one line."""
+import json
+import os
+import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +40,68 @@ def test_ablations_learn_no_photograph_that_they_measure(tmp_path):
         assert len(Dataset.read_labels(tmp_path / f"out/gender_{name}.bin")) == len(rows)
 
 
+def test_ablations_tabulate_a_training(in_folder, capfd):
+    options = ["--database", str(write_database(in_folder, "some", 60)), "--rows", "base", "--seeds", "1",
+               "--epochs", "1", "--processes", "1"]
+    assert Console.run(ablations.main, options) == 0
+    out, err = capfd.readouterr()
+    head, line, base, together = out.splitlines()[-4:]
+    assert (head, line, err) == ("| changed | held out |", "| --- | --- |", "")
+    (accuracy,) = re.fullmatch(r"\| base \| (\d+\.\d\d) \|", base).groups()
+    (learned,) = Path("checkpoints/ablations/base-0").glob("accuracy.json")
+    assert json.loads(learned.read_text()) == [pytest.approx(float(accuracy), abs=0.005)]
+    assert together == f"| 1 base nets together | {accuracy} |"
+
+
+def test_ablations_leave_out_what_a_database_without_a_meta_file_cannot_say(tmp_path, capsys):
+    options = ablations.Options(str(write_database(tmp_path, "some", 4)), pretraining="some")
+    rows = ablations.rows_of(options)
+    lost = {"balanced by age and sex", "age and ethnicity told too"}
+    assert {*ablations.ROWS, *ablations.UNTRAINED} - {*rows} == lost
+    err = capsys.readouterr().err
+    assert err.count("\n") == 2 and all(f"left out: {row}, which needs {tmp_path / 'meta_some.csv'}" in err
+                                        for row in lost)
+    (tmp_path / "meta_some.csv").touch()
+    assert lost < {*ablations.rows_of(options)} and not capsys.readouterr().err
+
+
+def interrupt_table(job):
+    """In the place of a training: it interrupts the process of the table, and saves when it is interrupted itself."""
+    options, _, seed = job
+    try:
+        os.kill(os.getppid(), signal.SIGINT)
+        time.sleep(60)
+    except KeyboardInterrupt:
+        (Path(options.out) / f"saved-{seed}").touch()
+        raise
+
+
+def lose_process(job):
+    """In the place of a training: what the system does where there is no memory left."""
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_ablations_save_at_an_interrupt(in_folder, monkeypatch, capsys):
+    monkeypatch.setattr(ablations, "work", interrupt_table)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        code = Console.run(ablations.main, ["--database", str(write_database(in_folder, "some", 20)), "--rows", "base",
+                                            "--processes", "1"])
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert (code, capsys.readouterr().err) == (130, "interrupted, and saved; the same command goes on\n")
+    assert [path.name for path in Path("checkpoints/ablations").glob("saved-*")] == ["saved-0"]
+
+
+def test_ablations_say_that_a_process_was_lost(in_folder, monkeypatch, capsys):
+    monkeypatch.setattr(ablations, "work", lose_process)
+    code = Console.run(ablations.main, ["--database", str(write_database(in_folder, "some", 20)), "--rows", "base",
+                                        "--seeds", "2", "--processes", "2"])
+    err = capsys.readouterr().err
+    assert code == 2 and "was killed" in err and err.count("\n") == 1
+
+
 @pytest.mark.parametrize("length", [20.0, 32.2, 150.0])
 def test_random_noise_is_as_long_as_asked_once_it_is_saved(length):
     face = np.full((1, Dataset.DIM), 100, np.uint8)
@@ -52,6 +119,7 @@ MISTAKES = {
     "faces": (throughput, ["--database", "BASE"], "20 faces; --steps 30 needs 3840 or more"),
     "row": (samplers, ["BASE", "--test", "BASE", "--rows", "GAM"], "--rows GAM: expected some of "),
     "pretraining": (ablations, ["--database", "BASE", "--rows", "transfer from pretraining"], "needs --pretraining"),
+    "meta file": (ablations, ["--database", "BASE", "--rows", "base", "balanced by age and sex"], "needs "),
     "nothing": (detectors, [], "nothing to measure; name --pictures"),
     "sheets of nothing": (detectors, ["--template", "BASE", "--sheets", "x"], "nothing without --pictures"),
 }
