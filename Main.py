@@ -93,6 +93,8 @@ def main(argv=None):
             f"    python Main.py --resume --out {Console.quoted(out)}"))
         return 130
     result = trainer.result()
+    if trainer.step < trainer.total:
+        print(f"stopped early: the least loss was after step {result['best_step']} (--patience {options.patience})")
     name = "test" if test else "validation"
     print(f"{name} accuracy {100 * result[name]['accuracy']:.2f} %  "
           f"({result[name]['correct']} of {result[name]['faces']})")

@@ -669,10 +669,14 @@ class Trainer:
             # On the CPU: the histogram's operations are not deterministic on a GPU.
             with writer.as_default(step=row["step"]), tf.device("CPU:0"):
                 tf.summary.scalar("accuracy", row[f"{name}_accuracy"])
-                tf.summary.scalar("cross entropy", row[f"{name}_cross_entropy"])
+                for loss in dict.fromkeys(["cross-entropy", self.recipe.loss]):
+                    tf.summary.scalar(loss.replace("-", " "), row[f"{name}_{loss.replace('-', '_')}"])
                 if name == "validation" and self.recipe.adversarial:
+                    chosen = self.recipe.loss.replace("-", "_")
                     tf.summary.scalar("accuracy when attacked", row["attacked_accuracy"])
+                    tf.summary.scalar(f"{chosen.replace('_', ' ')} when attacked", row[f"attacked_{chosen}"])
                 if name == "train":
                     tf.summary.scalar("learning rate", row["learning_rate"])
+                    tf.summary.scalar("loss", row["loss"])  # the mean since the last measure, of what is made small
                     self.net(tf.constant(self.train.data[:5]), True)
             writer.flush()

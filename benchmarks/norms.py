@@ -50,7 +50,7 @@ def main(argv=None):
     for name, file in files.items():
         far = {norm: values[0] for norm, values in Attacks.distances(face, file).items()}
         print(f"{name:14} {verdicts[name]:13} L2 {far['l2']:6.1f}  L1 {far['l1']:6.0f}  "
-              f"Linf {far['linf']:3.0f}  {far['pixels_changed']:4} pixels")
+              f"Linf {far['linf']:3.0f}  {far['pixels_changed']:4} pixels; L2 of 0..1 {far['l2'] / 255:.3f}")
     sheet = Console.strip([*files.values(), *(Attacks.amplify(face, files[name]) for name in mislead.RUNS)],
                           [*(f"{name}: {verdict}" for name, verdict in verdicts.items()),
                            *(f"{name}, noise 50 times" for name in mislead.RUNS)])

@@ -46,10 +46,11 @@ def main(argv=None):
         if not found.fools.any():
             raise Dataset.UserError(f"--steps {options.steps}: no file made of a {name} fools; take more")
         noise = np.abs(found.modified.astype(float) - found.original)[found.fools]
+        far = np.median(np.linalg.norm(noise, axis=1))
         means.append(dataset.data.grey(annotated == label).mean(0))
         maps.append(noise.mean(0))
         print(f"{name} to {Dataset.LABELS[1 - label]}: {len(noise)} of {len(faces)} files fool, "
-              f"L2 {np.median(np.linalg.norm(noise, axis=1)):.1f} grey levels (median)", flush=True)
+              f"L2 {far:.1f} grey levels, {far / 255:.3f} of 0..1 (median)", flush=True)
     white = max(each.max() for each in maps)
     tiles, captions = [], []
     for label, name in enumerate(Dataset.LABELS):

@@ -878,6 +878,29 @@ def test_summaries_of_the_course(database, tmp_path):
     assert b"learning_rate" in next(iter(plugins.values()))
 
 
+def test_summaries_show_what_is_made_small_and_what_chooses(database, tmp_path):
+    recipe = dataclasses.replace(RECIPE, epochs=1, loss="squared-error", adversarial=20.0)
+    training = finish(trainer(database, tmp_path / "out", recipe=recipe, logs=tmp_path / "logs"))
+    for name, tag, key in (("train", "loss", "loss"), ("validation", "squared error", "validation_squared_error"),
+                           ("validation", "squared error when attacked", "attacked_squared_error"),
+                           ("validation", "cross entropy", "validation_cross_entropy")):
+        events = EventAccumulator(str(tmp_path / "logs" / name), {"tensors": 0})
+        events.Reload()
+        logged = [float(tf.make_ndarray(event.tensor_proto)) for event in events.Tensors(tag)]
+        assert logged == pytest.approx([row[key] for row in training.curve])
+
+
+def test_main_says_that_it_stopped_early(database, in_folder, capsys):
+    arguments = ["--train", str(database), "--net", "perceptron", "--epochs", "30", "--patience", "1", "--logs", "none",
+                 "--learning-rate", "1e-9", "--out", "run"]
+    assert Console.run(Main.main, arguments) == 0
+    metrics = json.loads(Path("run/metrics.json").read_text())
+    said = f"stopped early: the least loss was after step {metrics['best_step']} (--patience 1)"
+    assert len(metrics["curve"]) < 30 and capsys.readouterr().out.splitlines()[-2] == said
+    assert Console.run(Main.main, ["--resume", "--out", "run", "--epochs", "60"]) == 0
+    assert capsys.readouterr().out.splitlines()[-2] == said
+
+
 def test_learns_what_can_be_learned(database, tmp_path):
     training = finish(trainer(database, tmp_path, recipe=dataclasses.replace(RECIPE, epochs=20, precision="auto"),
                               net="resnet", nb_filter=8))
