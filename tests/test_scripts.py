@@ -541,6 +541,7 @@ def test_the_report_of_a_database_by_hand(tmp_path):
                                        "16-30": {"faces": 3, "correct": 3, "accuracy": 1.0},
                                        "16+": {"faces": 3, "correct": 3, "accuracy": 1.0}}
     assert [line.split() for line in Main_inference.table(answer)[1:6]] == [
-        ["as", "annotated", "said", "man", "said", "woman"], ["man", "3", "1"], ["woman", "2", "1"],
+        ["as", "annotated", "said", "man", "said", "woman", "accuracy"], ["man", "3", "1", "75.00", "%"],
+        ["woman", "2", "1", "33.33", "%"],
         ["age", "faces", "accuracy"], ["0-5", "4", "25.00", "%"]]
     assert "accuracy 57.14 %  (4 of 7), balanced 54.17 %" in Main_inference.table(answer)[0]
