@@ -3,10 +3,13 @@
     python benchmarks/throughput.py --database path/to/data_16k.bin
 
 nn4 and DenseNet (4 blocks of 2 convolutions, 16 filters), batch 128 in training (Adam, no augmentation), 500 in
-inference (float32). Each round runs every contestant once, after one round that is not counted. Prints the median
-rates, the median of the ratios to Keras within a round, what share that is of the matrix-product rate that this
-machine reaches in the same run, and which operations the time of our training step goes to. PyTorch runs where it is
-installed (extra `bench`).
+inference, each in float32 and in bfloat16; the scripts' inference is float32. Each round runs every contestant once,
+after one round that is not counted. Prints the median rates, the median of the ratios to Keras in float32 within a
+round, what share of its peak that is (the matrix-product rate that this machine reaches in the same run and precision),
+our ratios to Keras in either precision and, as ours comes by default, to its faster one, and which operations the time
+of our training step goes to. The clock of Keras's `fit` starts with its third step: what a call of it takes ahead is
+not counted. PyTorch runs where it is installed (extra `bench`); a GPU that TensorFlow or PyTorch alone sees is used by
+nobody.
 """
 import sys
 from pathlib import Path
@@ -15,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import Console
 
 import collections
+import contextlib
 import dataclasses
 import importlib.util
 import re
@@ -31,6 +35,8 @@ import Models
 import Training
 
 BATCH = 128
+START = 2  # steps of a fit ahead of the clock
+POLICIES = {"float32": "float32", "bfloat16": "mixed_bfloat16"}  # Keras's words
 keras = tf.keras
 
 
@@ -41,11 +47,34 @@ class Options:
     steps: Annotated[int, dict(help="steps of each contestant a round", low=10)] = 30
 
 
+def share_device():
+    """Leave a GPU that TensorFlow or PyTorch alone sees: ("cuda" or "cpu" for PyTorch, a line where one is left)."""
+    ours = theirs = bool(tf.config.list_physical_devices("GPU"))
+    if importlib.util.find_spec("torch"):
+        import torch
+        theirs = torch.cuda.is_available()
+    if ours == theirs:
+        return "cuda" if ours else "cpu", ""
+    tf.config.set_visible_devices([], "GPU")
+    return "cpu", f"{'TensorFlow' if ours else 'PyTorch'} alone sees the GPU: all run on the processor"
+
+
+@contextlib.contextmanager
+def keras_policy(policy):
+    """The nets of Keras that are made inside compute as the policy says, those made later as before."""
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(policy)
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(before)
+
+
 def keras_nn4():
     layers = [keras.layers.Input([48, 48, 1])]
     for filters in 64, 32, 16:
         layers += [keras.layers.Conv2D(filters, 3, padding="same", activation="relu"), keras.layers.MaxPool2D(2)]
-    return keras.Sequential([*layers, keras.layers.Flatten(), keras.layers.Dense(2)])
+    return keras.Sequential([*layers, keras.layers.Flatten(), keras.layers.Dense(2, dtype="float32")])
 
 
 def keras_densenet():
@@ -56,7 +85,7 @@ def keras_densenet():
             x = keras.layers.Concatenate()([x, y])
         x = keras.layers.Conv2D(32, 1, activation="relu")(keras.layers.MaxPool2D(2)(x))
     x = keras.layers.Dense(50)(keras.layers.Flatten()(x))
-    return keras.Model(entry, keras.layers.Dense(2)(x))
+    return keras.Model(entry, keras.layers.Dense(2, dtype="float32")(x))
 
 
 def torch_nn4(torch):
@@ -107,40 +136,71 @@ def eager(net, dataset, steps):
             with tf.GradientTape() as tape:
                 loss = tf.reduce_mean(tf.nn.softmax_cross_entropy_with_logits(y, net(x, False, True)))
             optimizer.apply_gradients(zip(tape.gradient(loss, net.trainable_variables), net.trainable_variables))
+        tf.test.experimental.sync_devices()
         return steps * BATCH / (time.monotonic() - started)
     return run
 
 
 def fit(model, dataset, steps):
     model.compile(keras.optimizers.Adam(1e-3), keras.losses.CategoricalCrossentropy(from_logits=True))
-    x, y = dataset.data[:steps * BATCH].reshape(-1, 48, 48, 1), dataset.label[:steps * BATCH]
+    x = tf.constant(dataset.data[:steps * BATCH].reshape(-1, 48, 48, 1))
+    y = tf.constant(dataset.label[:steps * BATCH])
+
+    class Clock(keras.callbacks.Callback):
+        def on_train_batch_begin(self, batch, logs=None):
+            if batch == START:
+                tf.test.experimental.sync_devices()
+                self.started = time.monotonic()
 
     def run():
-        started = time.monotonic()
-        model.fit(x, y, batch_size=BATCH, epochs=1, verbose=0)
-        return steps * BATCH / (time.monotonic() - started)
+        clock = Clock()
+        model.fit(x, y, batch_size=BATCH, epochs=1, verbose=0, callbacks=[clock])
+        return (steps - START) * BATCH / (time.monotonic() - clock.started)
     return run
 
 
-def pytorch(make, dataset, steps):
-    import torch
-    net = make(torch).to(memory_format=torch.channels_last)
-    optimizer = torch.optim.Adam(net.parameters(), 1e-3)
-    x = torch.from_numpy(dataset.data[:steps * BATCH].reshape(-1, 1, 48, 48)).to(memory_format=torch.channels_last)
-    y = torch.from_numpy(dataset.label[:steps * BATCH].argmax(1))
+def pytorch(make, dataset, steps, precision, device):
+    learning, ask = torch_loop(make, dataset.subset(range(steps * BATCH)), precision, device, steps)
 
     def run():
         started = time.monotonic()
-        for rows in torch.randperm(len(x)).split(BATCH):
-            optimizer.zero_grad()
-            torch.nn.functional.cross_entropy(net(x[rows]), y[rows]).backward()
-            optimizer.step()
+        next(learning)
         return steps * BATCH / (time.monotonic() - started)
+    return run, ask
 
-    def infer(faces):
+
+def torch_loop(make, dataset, precision, device, every):
+    """PyTorch's training, and its net: a generator that yields when so many steps more are done, [?, 2304] -> [?, 2].
+
+    precision  float32 or bfloat16, by torch.autocast
+    """
+    import torch
+    net = make(torch).to(device, memory_format=torch.channels_last)
+    optimizer = torch.optim.Adam(net.parameters(), 1e-3)
+    x = torch.from_numpy(dataset.data[:].reshape(-1, 1, 48, 48)).to(device, memory_format=torch.channels_last)
+    y = torch.from_numpy(dataset.label.argmax(1)).to(device)
+
+    def logits(x):
+        with torch.autocast(device, torch.bfloat16, enabled=precision == "bfloat16"):
+            return net(x).float()
+
+    def learn():
+        step = 0
+        while True:
+            for rows in torch.randperm(len(x), device=device).split(BATCH):
+                optimizer.zero_grad()
+                torch.nn.functional.cross_entropy(logits(x[rows]), y[rows]).backward()
+                optimizer.step()
+                step += 1
+                if step % every == 0:
+                    if device == "cuda":
+                        torch.cuda.synchronize()
+                    yield
+
+    def ask(faces):
         with torch.no_grad():
-            return net(torch.from_numpy(faces.reshape(-1, 1, 48, 48))).numpy()
-    return run, infer
+            return logits(torch.from_numpy(faces.reshape(-1, 1, 48, 48)).to(device)).cpu().numpy()
+    return learn(), ask
 
 
 def ours(net, dataset, steps, precision, folder):
@@ -209,11 +269,52 @@ def profile(net, dataset):
     return [(name, picoseconds / spent.total()) for name, picoseconds in spent.most_common(10)]
 
 
-def compete(contestants, rounds):
-    """{contestant: (median rate, median ratio to Keras)} of rounds that run each in turn, the first one not counted."""
-    measured = [{name: run() for name, run in contestants.items()} for _ in range(rounds + 1)][1:]
-    return {name: (statistics.median(rates[name] for rates in measured),
-                   statistics.median(rates[name] / rates["Keras"] for rates in measured)) for name in contestants}
+def contestants(name, twin, torch_twin, dataset, steps, device, folder):
+    """What learns and what answers: two of {contestant: run}."""
+    learning = {"course, eager": eager(Models.build(name), dataset, steps)}
+    net = Models.build(name)
+    asking = {"course, eager": inference(lambda x: net(x), dataset)}
+    for precision, policy in POLICIES.items():
+        with keras_policy(policy):
+            learning[f"Keras, {policy}"] = fit(twin(), dataset, steps)
+            asking[f"Keras, {policy}"] = inference(keras_graph(twin()), dataset)
+        learning[f"Main.py, {precision}"] = ours(Models.build(name), dataset, steps, precision, f"{folder}/{precision}")
+        asking[f"Main.py, {precision}"] = inference(graph(net, precision), dataset)
+        if importlib.util.find_spec("torch"):
+            learning[f"PyTorch, {precision}"], ask = pytorch(torch_twin, dataset, steps, precision, device)
+            asking[f"PyTorch, {precision}"] = inference(ask, dataset)
+    return learning, asking
+
+
+def keras_graph(model):
+    return tf.function(lambda x: model(tf.reshape(x, [-1, 48, 48, 1])), autograph=False)
+
+
+def graph(net, precision):
+    return tf.function(lambda x: tf.cast(net(tf.cast(x, precision)), tf.float32), autograph=False)
+
+
+def compete(runs, rounds):
+    """Rounds that run each contestant in turn, the first one not counted: [{contestant: rate}]."""
+    return [{name: run() for name, run in runs.items()} for _ in range(rounds + 1)][1:]
+
+
+def rate(measured, name):
+    """The median rate of a contestant."""
+    return statistics.median(rates[name] for rates in measured)
+
+
+def ratio(measured, name, other="Keras, float32"):
+    """The median of the ratios to another contestant within a round."""
+    return statistics.median(rates[name] / rates[other] for rates in measured)
+
+
+def ratios(measured, default):
+    """Our ratios to Keras as a line: in either precision, and in the one that is ours by default to the faster."""
+    best = max((f"Keras, {policy}" for policy in POLICIES.values()), key=lambda name: rate(measured, name))
+    same = [f"{ratio(measured, f'Main.py, {precision}', f'Keras, {policy}'):.2f} in {precision}"
+            for precision, policy in POLICIES.items()]
+    return f"{', '.join(same)}, {ratio(measured, f'Main.py, {default}', best):.2f} by default ({default}) of {best}"
 
 
 def main(argv=None):
@@ -223,33 +324,27 @@ def main(argv=None):
         raise Dataset.UserError(f"{options.database}: {dataset.nbdata} faces; --steps {options.steps} needs "
                                 f"{options.steps * BATCH} or more")
     dataset = dataset.subset(range(dataset.nbdata // BATCH * BATCH))  # whole batches: a shorter one counts as whole
-    rates = {dtype.name: peak(dtype) for dtype in (tf.float32, tf.bfloat16)}
-    print(", ".join(f"{name} {2 * rate / 1e9:.0f} GFLOP/s" for name, rate in rates.items()), "in matrix products")
-    print("| net | loop | training, images/s | times Keras | share of the matrix-product rate "
-          "| inference, images/s | times Keras |")
+    device, told = share_device()
+    if told:
+        print(told)
+    peaks = {precision: peak(precision) for precision in POLICIES}
+    print(", ".join(f"{name} {2 * products / 1e9:.0f} GFLOP/s" for name, products in peaks.items()),
+          "in matrix products")
+    print("| net | loop | training, images/s | times Keras | of peak | inference, images/s | times Keras |")
     print("|---" * 7 + "|")
+    lines = []
     for name, twin, torch_twin in ("nn4", keras_nn4, torch_nn4), ("densenet", keras_densenet, torch_densenet):
-        net, model = Models.build(name), twin()
-        graph = tf.function(lambda x: net(x), autograph=False)
-        keras_graph = tf.function(lambda x: model(tf.reshape(x, [-1, 48, 48, 1])), autograph=False)
         with tempfile.TemporaryDirectory() as folder:
-            learning = {
-                "course, eager": eager(Models.build(name), dataset, options.steps),
-                "Keras": fit(twin(), dataset, options.steps),
-                "Main.py, float32": ours(Models.build(name), dataset, options.steps, "float32", f"{folder}/a"),
-                "Main.py, bfloat16": ours(Models.build(name), dataset, options.steps, "bfloat16", f"{folder}/b")}
-            asking = {"course, eager": inference(lambda x: net(x), dataset),
-                      "Keras": inference(keras_graph, dataset),
-                      "Main.py, float32": inference(graph, dataset)}
-            if importlib.util.find_spec("torch"):
-                learning["PyTorch"], ask = pytorch(torch_twin, dataset, options.steps)
-                asking["PyTorch"] = inference(ask, dataset)
-            learned, asked = compete(learning, options.rounds), compete(asking, options.rounds)
-        for loop, (rate, ratio) in learned.items():
-            # A training step is about three forward passes: forward, gradient to the input, gradient to the weights.
-            share = 3 * rate * multiplications(net) / rates["bfloat16" if "bf" in loop else "float32"]
-            columns = f"{asked[loop][0]:.0f} | {asked[loop][1]:.2f}" if loop in asked else "|"
-            print(f"| {name} | {loop} | {rate:.0f} | {ratio:.2f} | {100 * share:.0f} % | {columns} |", flush=True)
+            learned, asked = (compete(runs, options.rounds) for runs in contestants(
+                name, twin, torch_twin, dataset, options.steps, device, folder))
+        work = 3 * multiplications(Models.build(name))  # forward, gradient to the input, gradient to the weights
+        for loop in learned[0]:
+            share = rate(learned, loop) * work / peaks["bfloat16" if "bfloat16" in loop else "float32"]
+            print(f"| {name} | {loop} | {rate(learned, loop):.0f} | {ratio(learned, loop):.2f} | {100 * share:.0f} % "
+                  f"| {rate(asked, loop):.0f} | {ratio(asked, loop):.2f} |", flush=True)
+        lines += [f"{name}, training, times Keras: {ratios(learned, Training.compute_dtype('auto').name)}",
+                  f"{name}, inference, times Keras: {ratios(asked, 'float32')}"]
+    print(*lines, sep="\n")
     for name in "nn4", "densenet":
         shares = [f"{operation} {100 * share:.0f} %" for operation, share in profile(Models.build(name), dataset)]
         print(f"{name}, where a training step's time goes: {', '.join(shares)}")
