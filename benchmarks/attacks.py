@@ -8,10 +8,12 @@ of 0..1 pictures, medians over all faces, one that was not misled counting as in
 that fool). `repaired` is the noise scaled up, by half a percent at a time, until the rounded picture fools; `area` that
 under the curve of accuracy against the distance of these files, from 0 to FURTHEST. What is called found are pictures
 inside 0..1 of which the net says the wrong label; falsely reported are those that an attack returns as found and that
-are not. Passes are counted at the net, a face. An attack that crashes is reported, and the others run.
+are not. Passes are counted at the net, a face. A toolkit's attack that crashes is reported, and the others run.
 
-Last come the times until the median of our search is that of Foolbox's DDN with 500 steps. `--tune` runs every setting
-of the toolkits' options, without it the first one alone: tune on faces other than those reported.
+Then comes for each budget the toolkits' least repaired median within it, also of the smaller budgets, as more passes
+may make it worse, and our share of it. Last come the times until the median of our search is that of Foolbox's DDN with
+500 steps in floats, and the best of the toolkits' repaired. `--tune` runs every setting of the toolkits' options,
+without it the first one alone: tune on faces other than those reported.
 Needs the extra `bench` (foolbox, adversarial-robustness-toolbox).
 """
 import sys
@@ -177,13 +179,19 @@ class Row:
     seconds: float
 
 
+def is_toolkit(name):
+    return name.split()[0] in TOOLKITS
+
+
 def compete(name, settings, net, faces, wrong, passes):
-    """The Row of a contestant, or the exception it ended with."""
+    """The Row of a contestant, or the exception that a toolkit's ended with."""
     counted, attack = Counted(net), CONTESTANTS[name][0]
     started = time.monotonic()
     try:
         pictures, reported = attack(counted, faces, wrong, passes, settings)
-    except Exception as error:  # a toolkit's, of any kind
+    except Exception as error:
+        if not is_toolkit(name):
+            raise
         return error
     seconds = time.monotonic() - started
     return Row(*judge(net, faces, wrong, pictures, reported).values(), int(counted.forward) / len(faces),
@@ -221,13 +229,42 @@ def far(net, faces, wrong, noise, scales):
     return distance
 
 
-def race(net, faces, wrong, name, settings, measure, goal, seconds):
-    """Say after how many passes and seconds the median `measure` of our search is `goal`, a rival's after `seconds`."""
+def best_peer(rows, budget):
+    """The (name, passes) of the toolkits' least repaired median within a budget; None where there is none.
+
+    rows  {(name, passes): Row or exception}
+    """
+    medians = {(name, passes): row.repaired_l2 for (name, passes), row in rows.items()
+               if is_toolkit(name) and passes <= budget and isinstance(row, Row) and np.isfinite(row.repaired_l2)}
+    return min(medians, key=medians.get, default=None)
+
+
+def compare(rows, budget):
+    """What our contestants have of the best peer's repaired median within a budget, as a line."""
+    peer = best_peer(rows, budget)
+    if peer is None:
+        return f"{budget} passes: no toolkit's attack whose repaired files have a median"
+    least = rows[peer].repaired_l2
+    shares = (f"{name} {row.repaired_l2 / least:.3f}" for (name, passes), row in rows.items()
+              if passes == budget and not is_toolkit(name))
+    return f"{budget} passes: best repaired peer {peer[0]} of {peer[1]}, {least:.4f}; times it: {'; '.join(shares)}"
+
+
+def race(net, faces, wrong, name, settings, measure, rival, row):
+    """Say after how many passes and seconds the median `measure` of our search is that of a rival's Row.
+
+    rival  (name, passes)
+    """
+    goal = getattr(row, measure)
+    if not np.isfinite(goal):
+        print(f"{name}: no race for {measure}, as {rival[0]} of {rival[1]} misled fewer than half of the faces")
+        return
     for passes in RACE:
-        row = compete(name, settings, net, faces, wrong, passes)
-        if getattr(row, measure) <= goal:
-            print(f"{name}: {measure} {getattr(row, measure):.4f} after {passes} passes, {row.seconds:.1f} s; "
-                  f"{RIVAL[0]} {goal:.4f} after {RIVAL[1]}, {seconds:.1f} s: {row.seconds / seconds:.2f} of its time")
+        ours = compete(name, settings, net, faces, wrong, passes)
+        if getattr(ours, measure) <= goal:
+            print(f"{name}: {measure} {getattr(ours, measure):.4f} after {passes} passes, {ours.seconds:.1f} s; "
+                  f"{rival[0]} {goal:.4f} after {rival[1]}, {row.seconds:.1f} s: "
+                  f"{ours.seconds / row.seconds:.2f} of its time")
             return
     print(f"{name}: not {measure} {goal:.4f} in {RACE[-1]} passes")
 
@@ -259,9 +296,14 @@ def main(argv=None):
                 title = f"{name} {given}" if options.tune else name
                 print(f"| {title} | {passes} | {line(row)} |", flush=True)
                 rows[name, passes] = row
-    if isinstance(rival := rows.get(RIVAL), Row) and not options.tune:
-        race(ask, faces, wrong, "dx, floats", {"rounding": False}, "l2", rival.l2, rival.seconds)
-        race(ask, faces, wrong, "dx", {}, "repaired_l2", rival.repaired_l2, rival.seconds)
+    if options.tune:
+        return
+    for passes in options.passes:
+        print(compare(rows, passes))
+    if isinstance(rows.get(RIVAL), Row):
+        race(ask, faces, wrong, "dx, floats", {"rounding": False}, "l2", RIVAL, rows[RIVAL])
+    if peer := best_peer(rows, max(options.passes)):
+        race(ask, faces, wrong, "dx", {}, "repaired_l2", peer, rows[peer])
 
 
 def line(row):

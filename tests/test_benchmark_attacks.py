@@ -52,16 +52,18 @@ def test_repair_takes_the_first_scale_whose_file_fools():
     np.testing.assert_allclose(bench.far(first_pixel, face, wrong, noise, bench.REPAIRS), np.sqrt(2) / 255)
 
 
-def contest(monkeypatch, attack, passes=10):
-    monkeypatch.setitem(bench.CONTESTANTS, "theirs", (attack, [{}]))
+def contest(monkeypatch, attack, name="Foolbox one more"):
+    monkeypatch.setitem(bench.CONTESTANTS, name, (attack, [{}]))
     faces = grey_faces(3)
-    return bench.compete("theirs", {}, Linear(1, 40.0), faces, np.zeros(3, int), passes)
+    return bench.compete(name, {}, Linear(1, 40.0), faces, np.zeros(3, int), 10)
 
 
-def test_a_crash_is_reported(monkeypatch):
+def test_a_crash_of_a_toolkit_is_reported_and_one_of_ours_is_not_hidden(monkeypatch):
     def crash(*_):
         raise KeyError("no\nsuch")
     assert bench.line(contest(monkeypatch, crash)) == r"crashed: KeyError: 'no\nsuch'"
+    with pytest.raises(KeyError, match="such"):
+        contest(monkeypatch, crash, "dx one more")
 
 
 def test_passes_are_counted_a_face(monkeypatch):
@@ -99,19 +101,38 @@ def test_the_grid_by_hand():
     assert bench.grid({"a": 1, "b": 2}, a=[1, 3], b=[4]) == [{"a": 1, "b": 2}, {"a": 3, "b": 2}, {"a": 1, "b": 4}]
 
 
+def row(repaired, seconds=1.0):
+    """A Row of this repaired median, which counts for the other medians too."""
+    return bench.Row(1.0, repaired, 1.0, repaired, 1.0, repaired, repaired, 0, 0, 0, 0, 10.0, 10.0, seconds)
+
+
+ROWS = {("dx", 100): row(0.19), ("Foolbox DDN", 100): row(0.2), ("ART C&W", 100): KeyError("no"),
+        ("dx", 500): row(0.18), ("Foolbox DDN", 500): row(0.21), ("ART C&W", 500): row(np.inf),
+        ("ART C&W", 1000): row(0.1), ("dx", 20): row(0.3), ("ART C&W", 20): row(np.inf)}
+
+
+def test_the_best_peer_within_a_budget_may_be_one_of_fewer_passes():
+    assert bench.best_peer(ROWS, 500) == ("Foolbox DDN", 100) and bench.best_peer(ROWS, 1000) == ("ART C&W", 1000)
+    assert bench.compare(ROWS, 500) == ("500 passes: best repaired peer Foolbox DDN of 100, 0.2000; times it: dx 0.900")
+    assert bench.compare(ROWS, 20) == "20 passes: no toolkit's attack whose repaired files have a median"
+
+
 def test_the_race_ends_where_the_rival_was(capsys):
     net, faces = Linear(1, 40.0), grey_faces(3)
     wrong = 1 - net(Dataset.to_float(faces)).numpy().argmax(1)
-    bench.race(net, faces, wrong, "dx", {}, "repaired_l2", goal=100.0, seconds=1e9)
+    bench.race(net, faces, wrong, "dx", {}, "repaired_l2", ("Foolbox DDN", 500), row(100.0, seconds=1e9))
     assert capsys.readouterr().out.endswith("; Foolbox DDN 100.0000 after 500, 1000000000.0 s: 0.00 of its time\n")
+    bench.race(net, faces, wrong, "dx", {}, "repaired_l2", ("Foolbox DDN", 500), row(np.inf))
+    assert capsys.readouterr().out == ("dx: no race for repaired_l2, as Foolbox DDN of 500 misled fewer than half of "
+                                       "the faces\n")
 
 
 def test_the_table(tmp_path, checkpoint, capsys):
     database = write_database(tmp_path, "faces", 20)
     bench.main(["--database", str(database), "--checkpoint", str(checkpoint), "--faces", "4", "--passes", "30",
                 "--attacks", "dx", "ddn"])
-    first, head, _, *rows = capsys.readouterr().out.splitlines()
-    assert first == "4 faces"
+    first, head, _, *rows, last = capsys.readouterr().out.splitlines()
+    assert first == "4 faces" and last == "30 passes: no toolkit's attack whose repaired files have a median"
     assert [row.split(" | ")[0] for row in rows] == ["| dx", "| ddn"]
     for row in rows:
         assert row.count("|") == head.count("|")
