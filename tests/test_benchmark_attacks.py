@@ -26,12 +26,23 @@ def test_what_becomes_of_pictures_by_hand():
     pictures[3, 0] = 1.5               # outside; its file is white there
     pictures[4, 0] = 101 / 255         # as it should be
     wrong = np.ones(5, int)
-    row = bench.judge(first_pixel, faces, wrong, pictures, reported=np.array([True, True, True, True, False]))
-    assert row == {"found": 0.4, "l2": np.inf, "files": 0.4, "files_l2": pytest.approx(78 / 255), "repaired": 0.6,
-                   "repaired_l2": pytest.approx(155 / 255), "area": pytest.approx((1 + 155 + 1 + 2 * 510) / 255 / 5),
-                   "nan": 1, "black": 1, "outside": 1, "false": 3}
-    found = bench.judge(first_pixel, faces[4:], wrong[4:], pictures[4:], reported=np.array([True]))
-    assert found["l2"] == pytest.approx(1 / 255) and found["false"] == 0
+    row = bench.judge(first_pixel, faces, wrong, "l2", pictures, reported=np.array([True, True, True, True, False]))
+    assert row == {"found": 0.4, "distance": np.inf, "files": 0.4, "files_distance": pytest.approx(78 / 255),
+                   "repaired": 0.6, "repaired_distance": pytest.approx(155 / 255),
+                   "area": pytest.approx((1 + 155 + 1 + 2 * 510) / 255 / 5), "nan": 1, "black": 1, "outside": 1,
+                   "false": 3}
+    found = bench.judge(first_pixel, faces[4:], wrong[4:], "l2", pictures[4:], reported=np.array([True]))
+    assert found["distance"] == pytest.approx(1 / 255) and found["false"] == 0
+
+
+@pytest.mark.parametrize("norm, floats, file", [("l2", np.hypot(1.2, 0.3), 1.0), ("l1", 1.5, 1.0), ("linf", 1.2, 1.0),
+                                                ("l0", 2 * 255, 255)])
+def test_distances_in_each_norm_by_hand(norm, floats, file):
+    faces, noise = np.full((1, Dataset.DIM), 100, np.uint8), np.zeros((1, Dataset.DIM))
+    noise[0, :2] = 1.2 / 255, 0.3 / 255  # the file has the first alone
+    noise[0, 2] = 1e-9                   # what floats make of a pixel left as it is
+    np.testing.assert_allclose(bench.lengths(noise, norm), floats / 255, rtol=1e-6)
+    np.testing.assert_allclose(bench.far(first_pixel, faces, np.array([1]), norm, noise, [1.0]), file / 255)
 
 
 def test_ablations_of_other_settings_are_not_mixed(tmp_path):
@@ -48,14 +59,14 @@ def test_repair_takes_the_first_scale_whose_file_fools():
     face, noise = np.full((1, Dataset.DIM), 100, np.uint8), np.zeros((1, Dataset.DIM))
     noise[0, :2] = 0.45 / 255, 0.6 / 255  # the second pixel is rounded up at once, the first from a scale of 1.112 on
     wrong = np.array([1])
-    assert bench.far(first_pixel, face, wrong, noise, [1.0, 1.1]) == np.inf
-    np.testing.assert_allclose(bench.far(first_pixel, face, wrong, noise, bench.REPAIRS), np.sqrt(2) / 255)
+    assert bench.far(first_pixel, face, wrong, "l2", noise, [1.0, 1.1]) == np.inf
+    np.testing.assert_allclose(bench.far(first_pixel, face, wrong, "l2", noise, bench.REPAIRS), np.sqrt(2) / 255)
 
 
 def contest(monkeypatch, attack, name="Foolbox one more"):
-    monkeypatch.setitem(bench.CONTESTANTS, name, (attack, [{}]))
+    monkeypatch.setitem(bench.CONTESTANTS["l2"], name, (attack, [{}]))
     faces = grey_faces(3)
-    return bench.compete(name, {}, Linear(1, 40.0), faces, np.zeros(3, int), 10)
+    return bench.compete(name, {}, Linear(1, 40.0), faces, np.zeros(3, int), "l2", 10)
 
 
 def test_a_crash_of_a_toolkit_is_reported_and_one_of_ours_is_not_hidden(monkeypatch):
@@ -81,19 +92,35 @@ def test_passes_are_counted_a_face(monkeypatch):
     assert (row.found, row.files, row.false) == (0.0, 0.0, 0)
 
 
+def least(net, faces, norm):
+    """The median distance, 0..1, at which a Linear net turns: along w under l2 and linf, else pixel by pixel."""
+    lead, w = net(Dataset.to_float(faces))[:, 1].numpy(), net.w.numpy()[:, 0] * 255 / 256
+    if norm in ("l2", "linf"):
+        return np.median(np.abs(lead)) / np.linalg.norm(w, {"l2": 2, "linf": 1}[norm])
+    x = faces / 255
+    room = np.where(w * lead[:, None] > 0, x, 1 - x)  # of each pixel to black or white
+    gain = np.abs(w) * room
+    order = np.argsort(-np.abs(w) * np.ones_like(x) if norm == "l1" else -gain, axis=1)
+    room, gain = (np.cumsum(np.take_along_axis(each, order, axis=1), axis=1) for each in (room, gain))
+    return np.median([np.interp(abs(goal), g, r) if norm == "l1" else np.searchsorted(g, abs(goal)) + 1
+                      for goal, g, r in zip(lead, gain, room)])
+
+
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name, toolkit, most", [
-    ("dx", "tensorflow", 1.02), ("dx, floats", "tensorflow", 1.01), ("Foolbox DDN", "foolbox", 1.1),
-    ("Foolbox C&W", "foolbox", 1.1), ("Foolbox DeepFool", "foolbox", 1.1), ("ART C&W", "art", 1.2),
-    ("ART DeepFool", "art", 1.1)])
-def test_contestants_come_near_the_least_noise_of_a_linear_net_within_their_budget(name, toolkit, most):
+@pytest.mark.parametrize("norm, name, toolkit, most", [
+    ("l2", "dx", "tensorflow", 1.02), ("l2", "dx, floats", "tensorflow", 1.01), ("l2", "Foolbox DDN", "foolbox", 1.1),
+    ("l2", "Foolbox C&W", "foolbox", 1.1), ("l2", "Foolbox DeepFool", "foolbox", 1.1), ("l2", "ART C&W", "art", 1.2),
+    ("l2", "ART DeepFool", "art", 1.1), ("l1", "dx", "tensorflow", 1.1), ("l1", "Foolbox FMN", "foolbox", 1.02),
+    ("l1", "Foolbox EAD", "foolbox", 1.3), ("l1", "ART EAD", "art", 1.7), ("linf", "dx", "tensorflow", 1.1),
+    ("linf", "Foolbox FMN", "foolbox", 1.01), ("linf", "Foolbox DeepFool", "foolbox", 1.05),
+    ("l0", "sigma-zero", "tensorflow", 1.1), ("l0", "jsma", "tensorflow", 1.1), ("l0", "Foolbox FMN", "foolbox", 1.1)])
+def test_contestants_come_near_the_least_noise_of_a_linear_net_within_their_budget(norm, name, toolkit, most):
     pytest.importorskip(toolkit)
     net, faces = Linear(1, 40.0), grey_faces(4)
     wrong = 1 - net(Dataset.to_float(faces)).numpy().argmax(1)
-    row = bench.compete(name, bench.CONTESTANTS[name][1][0], net, faces, wrong, 200)
-    least = np.abs(net(Dataset.to_float(faces))[:, 1]) / np.linalg.norm(net.w) * 256 / 255
+    row = bench.compete(name, bench.CONTESTANTS[norm][name][1][0], net, faces, wrong, norm, 200)
     assert row.found == row.repaired == 1.0 and row.false == 0
-    assert 0.99 < row.l2 / np.median(least) < most
+    assert 0.99 < row.distance / least(net, faces, norm) < most
     assert row.forward <= 202 and 0 < row.backward <= 202
 
 
@@ -120,20 +147,28 @@ def test_the_best_peer_within_a_budget_may_be_one_of_fewer_passes():
 def test_the_race_ends_where_the_rival_was(capsys):
     net, faces = Linear(1, 40.0), grey_faces(3)
     wrong = 1 - net(Dataset.to_float(faces)).numpy().argmax(1)
-    bench.race(net, faces, wrong, "dx", {}, "repaired_l2", ("Foolbox DDN", 500), row(100.0, seconds=1e9))
+    bench.race(net, faces, wrong, "l2", "dx", "repaired_distance", ("Foolbox DDN", 500), row(100.0, seconds=1e9))
     assert capsys.readouterr().out.endswith("; Foolbox DDN 100.0000 after 500, 1000000000.0 s: 0.00 of its time\n")
-    bench.race(net, faces, wrong, "dx", {}, "repaired_l2", ("Foolbox DDN", 500), row(np.inf))
+    bench.race(net, faces, wrong, "l2", "dx", "repaired_distance", ("Foolbox DDN", 500), row(np.inf))
     assert capsys.readouterr().out == ("dx: no race for repaired_l2, as Foolbox DDN of 500 misled fewer than half of "
                                        "the faces\n")
 
 
-def test_the_table(tmp_path, checkpoint, capsys):
+def test_an_attack_of_another_norm_is_a_mistake():
+    with pytest.raises(Dataset.UserError, match="--attacks 'ddn': expected some of 'dx', 'dx, floats', 'Foolbox FMN'"):
+        bench.main(["--database", "none", "--norm", "linf", "--attacks", "ddn"])
+
+
+@pytest.mark.parametrize("norm, names", [("l2", ["dx", "ddn"]), ("l1", ["dx", "dx, floats"])])
+def test_the_table(tmp_path, checkpoint, capsys, norm, names):
     database = write_database(tmp_path, "faces", 20)
     bench.main(["--database", str(database), "--checkpoint", str(checkpoint), "--faces", "4", "--passes", "30",
-                "--attacks", "dx", "ddn"])
+                "--norm", norm, "--attacks", *names])
     first, head, _, *rows, last = capsys.readouterr().out.splitlines()
     assert first == "4 faces" and last == "30 passes: no toolkit's attack whose repaired files have a median"
-    assert [row.split(" | ")[0] for row in rows] == ["| dx", "| ddn"]
+    assert head.count(f"| {norm.capitalize()} |") == 2
+    assert [row.split(" | ")[0] for row in rows] == [f"| {name}" for name in names]
     for row in rows:
         assert row.count("|") == head.count("|")
-        assert row.split(" | ")[13:15] == ["32", "30"] and row.split(" | ")[4] == "100.0 %"
+        assert row.split(" | ")[13:15] == ["32", "30"] and row.split(" | ")[6] == "100.0 %"
+    assert rows[0].split(" | ")[4] == "100.0 %"  # the files of a search that rounds
