@@ -1,4 +1,5 @@
-"""The bench of attacks counts right: found, files, repaired, false reports and passes, of answers known by hand."""
+"""The bench of attacks counts right: found, files, repaired, false reports and passes, of answers known by hand; and our
+attacks of papers do what those of Foolbox do."""
 import dataclasses
 
 import numpy as np
@@ -6,9 +7,10 @@ import pytest
 import tensorflow as tf
 
 import Dataset
+import Models
 from benchmarks import ablations, attacks as bench
 from conftest import write_database
-from test_attacks import Linear, grey_faces
+from test_attacks import Linear, grey_faces, mislead
 
 
 def first_pixel(x):
@@ -172,3 +174,57 @@ def test_the_table(tmp_path, checkpoint, capsys, norm, names):
         assert row.count("|") == head.count("|")
         assert row.split(" | ")[13:15] == ["32", "30"] and row.split(" | ")[6] == "100.0 %"
     assert rows[0].split(" | ")[4] == "100.0 %"  # the files of a search that rounds
+
+
+@pytest.fixture(scope="module")
+def curved():
+    """A perceptron of fixed weights, whose answer turns near some of the faces: (net, 20 faces, wrong labels)."""
+    random = np.random.default_rng(0)
+    net, faces = Models.build("perceptron", hidden=20), grey_faces(20)
+    for variable, value in (net.fc1.w, 0.1 * random.normal(size=[Dataset.DIM, 20])), (net.fc1.b, np.zeros(20)), (
+            net.fc2.w, random.normal(size=[20, 2])), (net.fc2.b, [0.0, 0.1]):
+        variable.assign(value)
+    wrong = 1 - net(Dataset.to_float(faces)).numpy().argmax(1)
+    assert {*wrong} == {0, 1}
+    return net, faces, wrong
+
+
+def within(radius, name, net, faces, wrong, **settings):
+    """The files [20, 2304] of an attack of Foolbox within a radius, in grey levels."""
+    foolbox = pytest.importorskip("foolbox")
+    model = foolbox.TensorFlowModel(bench.UnitInterval(net), bounds=(0, 1))
+    criterion = foolbox.criteria.Misclassification(tf.constant(1 - wrong, tf.int64))
+    pictures = getattr(foolbox.attacks, name)(**settings)(model, tf.constant(bench.images(faces)), criterion,
+                                                         epsilons=radius / 255)[1]
+    return np.round(255 * bench.flat(pictures)).astype(np.uint8)
+
+
+@pytest.mark.parametrize("radius", [1, 2])
+def test_fgsm_writes_the_files_of_foolbox(curved, radius):
+    found = mislead(*curved, "fgsm", radius=radius / 256)
+    assert found.fools.mean() > 0.2
+    np.testing.assert_array_equal(found.modified, within(radius, "LinfFastGradientAttack", *curved))
+
+
+@pytest.mark.parametrize("norm, name, radius", [("linf", "LinfPGD", 1), ("l2", "L2PGD", 60)])
+def test_pgd_misleads_about_the_faces_that_foolbox_does(curved, norm, name, radius):
+    net, _, wrong = curved
+    found = mislead(*curved, "pgd", norm=norm, radius=radius / 256, steps=20)
+    files = within(radius, name, *curved, rel_stepsize=2.5 / 20, steps=20, random_start=False)
+    assert 0.2 < found.fools.mean() < 1.0
+    differ = found.fools != (net(Dataset.to_float(files)).numpy().argmax(1) == wrong)
+    assert differ.sum() <= (norm == "l2")  # our files are inside the ball, rounding may take Foolbox's out of it
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name, options, peer, other, measure", [
+    ("ddn", {"rounding": False}, "Foolbox DDN", {}, "distance"), ("ddn", {}, "Foolbox DDN", {}, "repaired_distance"),
+    ("cw", {}, "Foolbox C&W", {"stepsize": 0.02, "initial_const": 0.1}, "repaired_distance"),  # as ours
+    ("deepfool", {}, "Foolbox DeepFool", {}, "repaired_distance")])
+def test_the_least_noise_is_as_foolbox_finds_it(curved, name, options, peer, other, measure):
+    pytest.importorskip("foolbox")
+    theirs = bench.compete(peer, bench.CONTESTANTS["l2"][peer][1][0] | other, *curved, "l2", 200)
+    pictures, found = bench.ours(name)(*curved, 200, options)
+    assert found.all() and theirs.found == 1.0
+    ours = np.median(bench.lengths(pictures - curved[1] / 255, "l2"))
+    assert 0.95 < ours / getattr(theirs, measure) < 1.05
