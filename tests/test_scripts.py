@@ -161,8 +161,12 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path, database):
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no such signals")
 @pytest.mark.parametrize("ending, ignored", [("SIGTERM", "SIGINT"), ("SIGHUP", None)])  # SIGINT is, behind a script's &
 def test_the_end_of_a_batch_system_or_a_terminal_saves_too(tmp_path, database, ending, ignored):
+    def begin():  # the tests themselves may run behind nohup
+        signal.signal(getattr(signal, ending), signal.SIG_DFL)
+        if ignored:
+            signal.signal(getattr(signal, ignored), signal.SIG_IGN)
     process = start(tmp_path, "Main.py", "--train", database, "--net", "small", "--epochs", "100000", "--out", "run",
-                    preexec_fn=lambda: ignored and signal.signal(getattr(signal, ignored), signal.SIG_IGN))
+                    preexec_fn=begin)
     wait_for((tmp_path / "run" / "metrics.json").exists)
     process.send_signal(getattr(signal, ending))
     out, err = process.communicate(timeout=60)
