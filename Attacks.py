@@ -301,17 +301,20 @@ class Misleading(Attack):
     Under l2 each weight has a DX where the loss is least as long as the gradient of the cross entropy stays what it is:
     against that gradient, and of a length that is the inverse of the weight. What a face looks for is this length; DX
     goes a share of the way there, SHARE at first, less and less along half a cosine, as the length's changes do. Under
-    the other norms, and with a weight given, Adam trains DX. Where linf looks for its weight, DX is also kept one grey
-    level (without rounding a twentieth) inside the smallest noise so far: the penalty alone moves one pixel at a time.
+    l1 DX takes steps of STEP down that gradient, scaled to a largest entry of 1 where a pixel can still go its way, and
+    then each pixel comes nearer to zero by a share of the step (soft thresholding, Daubechies et al. 2004; in attacks
+    EAD, Chen et al. 2018): what is less steep than the share stays zero. What a face looks for is this share. Under linf
+    and none, and with a weight given, Adam trains DX. Where linf looks for its weight, DX is also kept one grey level
+    (without rounding a twentieth) inside the smallest noise so far: the penalty alone moves one pixel at a time.
 
     norm   l2, l1, linf or none: which penalty keeps DX small
     weight of the penalty; None looks for it, face by face. Under none there is neither, and DX rests where a file fools
     rounding  False: the net sees floats, and what it then says of the file is left to chance
     seed   of DX's start, at random within a quarter of a grey level
     """
-    SHARE, LENGTH_RATE = (0.5, 0.05), (0.2, 0.003)  # first and last
-    FIRST_WEIGHT = {"l2": 1000.0, "l1": 30.0, "linf": 30.0, "none": 0.0}
-    WEIGHT_RATE = 1.05
+    SHARE, LENGTH_RATE = (0.5, 0.05), (0.2, 0.003)  # first and last, along half a cosine
+    STEP, FIRST_CUT = (0.1, 0.004), 0.3             # course scale; share of the step
+    FIRST_WEIGHT, WEIGHT_RATE = 30.0, 1.05          # of linf
     LEARNING_RATE = 0.02  # of Adam on DX, in the course's scale: 5 grey levels; falls to zero along half a cosine
 
     def __init__(self, net, faces, wrong, norm="l2", weight=None, steps=300, rounding=True, mask=None, seed=0):
@@ -319,14 +322,16 @@ class Misleading(Attack):
         if norm == "none" and weight is not None:
             raise Dataset.UserError(f"weight {weight:g}: norm none has no penalty to weigh; leave the weight out")
         self.norm, self.stops, self.looks_for_weight = _one_of(norm, PENALTIES), norm == "none", weight is None
-        self.settles, self.rounding = norm == "l2" and weight is None, rounding
+        self.settles, self.shrinks = (norm == name and weight is None for name in ("l2", "l1"))
+        self.rounding = rounding
         # One for all faces: what is found of a face shall not depend on those beside it.
         start = tf.random.stateless_uniform([Dataset.DIM], [seed, 0], -0.25, 0.25) / Dataset.GREY_LEVELS
         self.dx.assign(tf.broadcast_to(start * self.mask, self.x.shape))
-        first = self.FIRST_WEIGHT[norm] if weight is None else float(weight)
+        first = (0.0 if norm == "none" else self.FIRST_WEIGHT) if weight is None else float(weight)
         self.weight = tf.Variable(tf.fill([len(faces)], first))
-        self.length = tf.Variable(tf.zeros([len(faces)]))
-        self.share, self.length_rate = (_falling(*ends, steps) for ends in (self.SHARE, self.LENGTH_RATE))
+        self.length, self.cut = (tf.Variable(tf.fill([len(faces)], value)) for value in (0.0, self.FIRST_CUT))
+        self.share, self.length_rate, self.stride = (_falling(*ends, steps) for ends in (
+            self.SHARE, self.LENGTH_RATE, self.STEP))
         self.optimizer = tf.keras.optimizers.Adam(_falling(self.LEARNING_RATE, 0.0, steps))
         self.optimizer.build([self.dx])
 
@@ -340,7 +345,7 @@ class Misleading(Attack):
         return pictures, curves | {"loss": curves["loss"] + penalty.numpy(), "weight": self.weight.numpy()}
 
     def _loss(self, logits, lead):
-        if self.settles:
+        if self.settles or self.shrinks:
             return super()._loss(logits, lead)
         cross_entropy = tf.nn.sparse_softmax_cross_entropy_with_logits(self.wrong, logits)
         return cross_entropy + self.weight * PENALTIES[self.norm](self.dx)
@@ -348,6 +353,8 @@ class Misleading(Attack):
     def _move(self, gradient, lead, fools):
         if self.settles:
             return self._settle(gradient, lead, fools)
+        if self.shrinks:
+            return self._shrink(gradient, fools)
         self.optimizer.apply_gradients([(gradient, self.dx)])
         if not self.looks_for_weight:
             return self.dx
@@ -369,6 +376,18 @@ class Misleading(Attack):
         self.weight.assign(0.25 * Dataset.DIM * slope / self.length)
         share = self.share(self.done)
         return (1.0 - share) * self.dx - share * self.length[:, None] * _unit(gradient)
+
+    def _shrink(self, gradient, fools):
+        """DX a step down the gradient, and each pixel's change less by a share of the step."""
+        room = tf.where(gradient < 0.0, Dataset.WHITE - self.x - self.dx, self.x + self.dx - Dataset.BLACK)
+        free = tf.cast(room > 0.5 / Dataset.GREY_LEVELS, tf.float32)
+        steepest = tf.reduce_max(tf.abs(gradient) * free, axis=1)
+        rate, stride = 1.0 + self.length_rate(self.done), self.stride(self.done)
+        self.cut.assign(tf.clip_by_value(self.cut * tf.where(fools, rate, 1.0 / rate), 0.001, 2.0))
+        # Where both labels are alike, the cross entropy is half as steep as the lead.
+        self.weight.assign(0.5 * Dataset.DIM * self.cut * steepest)
+        dx = self.dx - stride * tf.math.divide_no_nan(gradient, steepest[:, None])
+        return tf.sign(dx) * tf.nn.relu(tf.abs(dx) - stride * self.cut[:, None])
 
 
 def _one_of(norm, known):
