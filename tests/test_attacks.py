@@ -259,6 +259,23 @@ def rooms(linear):
     return np.where(steepest(linear) > 0, 255 - grey, grey) / 256
 
 
+@pytest.mark.parametrize("steps, most", [(40, 1.5), (100, 1.12), (300, 1.05)])
+def test_linear_net_files_are_near_the_least_l1(linear, steps, most):
+    """The least fills the pixels of the largest weights, one after another, as far as black and white."""
+    net, faces, wrong = linear
+    weights = np.abs(net.w[:, 0])
+    order = np.argsort(-weights)
+    gains = np.cumsum((weights * rooms(linear))[:, order], 1)
+    least = []
+    for face, gain, room, lead in zip(faces, gains, rooms(linear), np.abs(net(Dataset.to_float(faces))[:, 1])):
+        whole = int(np.sum(gain < lead))  # pixels that are filled
+        before = gain[whole - 1] if whole else 0.0
+        least.append(256 * (room[order[:whole]].sum() + (lead - before) / weights[order[whole]]))
+    found = mislead(*linear, "dx", norm="l1", steps=steps)
+    ratio = Attacks.distances(faces, found.modified)["l1"] / least
+    assert found.fools.all() and np.all(ratio > 0.999) and np.all(ratio < most), ratio
+
+
 def test_linear_net_jsma_takes_the_pixels_of_the_largest_weights(linear):
     net, faces, wrong = linear
     found = mislead(*linear, "jsma")
