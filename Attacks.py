@@ -303,7 +303,7 @@ class Misleading(Attack):
     goes a share of the way there, SHARE at first, less and less along half a cosine, as the length's changes do. Under
     l1 DX takes steps of STEP down that gradient, scaled to a largest entry of 1 where a pixel can still go its way, and
     then each pixel comes nearer to zero by a share of the step (soft thresholding, Daubechies et al. 2004; in attacks
-    EAD, Chen et al. 2018): what is less steep than the share stays zero. What a face looks for is this share. Under linf
+    EAD, Chen et al. 2018): what is less steep than the share stays zero. Each face looks for this share. Under linf
     and none, and with a weight given, Adam trains DX. Where linf looks for its weight, DX is also kept one grey level
     (without rounding a twentieth) inside the smallest noise so far: the penalty alone moves one pixel at a time.
 

@@ -223,7 +223,7 @@ def run(main, argv=None):
 
 @contextlib.contextmanager
 def _saving_when_ended():
-    """A batch system's end, or the terminal's, is Ctrl-C inside; where either is ignored, as nohup does, it stays so."""
+    """A batch system's end, or the terminal's, is Ctrl-C inside; what is ignored, as nohup does, stays ignored."""
     def end(_, frame):
         interrupt = signal.getsignal(signal.SIGINT)  # what trains has its own; in the background it may be ignored
         (interrupt if callable(interrupt) else signal.default_int_handler)(signal.SIGINT, frame)
@@ -322,7 +322,7 @@ def trained_with(checkpoint):
 
 
 def tell_known(checkpoint, train, validation, seed):
-    """Say on stderr where a net may know faces that validate: the split hangs on the faces, their share and the seed."""
+    """Say on stderr where a net may know faces that validate: the split hangs on the faces, the share and the seed."""
     def bases(names):
         return [Dataset.database_files(name)[0].name for name in names]
     before = trained_with(checkpoint)

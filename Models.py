@@ -169,9 +169,9 @@ def build(name, **options):
 
 
 def find_checkpoint(path):
-    """The prefix of a checkpoint: `path` itself (with or without .index), or in a folder the one that was saved last."""
+    """The prefix of a checkpoint: `path` itself (with or without .index), or in a folder the one saved last."""
     if Path(path).is_dir():
-        noted = "".join(state.read_text("utf-8", "replace") for state in Path(path).glob("checkpoint") if state.is_file())
+        noted = "".join(file.read_text("utf-8", "replace") for file in Path(path).glob("checkpoint") if file.is_file())
         order = {index: (bool(re.match(rf'model_checkpoint_path: "(.*[/\\])?{re.escape(index.stem)}"', noted)),
                          int(re.search(r"(\d*)$", index.stem)[1] or 0)) for index in Path(path).glob("*.index")}
         prefix = order and str(max(order, key=order.get).with_suffix(""))

@@ -1,5 +1,5 @@
-"""The bench of attacks counts right: found, files, repaired, false reports and passes, of answers known by hand; and our
-attacks of papers do what those of Foolbox do."""
+"""The bench of attacks counts right: found, files, repaired, false reports and passes, of answers known by hand; and
+our attacks of papers do what those of Foolbox do."""
 import dataclasses
 
 import numpy as np

@@ -160,8 +160,8 @@ def test_what_the_net_was_tested_on_is_not_learned(run, database, in_folder):
     faces, labels = Dataset.read_faces(database), Dataset.open_database(database).label
     (in_folder / "data_few.bin").write_bytes(faces[:20].tobytes())
     (in_folder / "gender_few.bin").write_bytes(labels[:20].astype("<f4").tobytes())
-    assert run(Main, "--train", database, "--test", "data_few.bin", "--net", "perceptron", "--epochs", "1", "--seed", "7",
-               "--validation", "0.2", "--logs", "none", "--out", "a")[0] == 0
+    assert run(Main, "--train", database, "--test", "data_few.bin", "--net", "perceptron", "--epochs", "1", "--seed",
+               "7", "--validation", "0.2", "--logs", "none", "--out", "a")[0] == 0
     command = ["--from", "a", "--train", database, *COMMAND, "--rounds", "1", "--out"]
     count = len(faces) - 20
     code, out, err = run(Main_retrain, *command, "b")
@@ -172,8 +172,8 @@ def test_what_the_net_was_tested_on_is_not_learned(run, database, in_folder):
     assert "a was trained with another --train, --validation or --seed: it may know faces that validate here" in err
     Path("data_few.bin").rename("moved.bin")
     code, out, err = run(Main_retrain, *command, "d")
-    assert code == 0 and err == ("data_few.bin, which a was tested on, is not there: its faces are not left out; name it "
-                                 "with --test\n")
+    assert code == 0 and err == ("data_few.bin, which a was tested on, is not there: its faces are not left out; name "
+                                 "it with --test\n")
     Path("moved.bin").rename("data_all.bin")
     Path("gender_few.bin").rename("gender_all.bin")
     code, out, err = run(Main_retrain, "--from", "a", "--train", "data_all.bin", "--test", "data_all.bin")

@@ -434,8 +434,8 @@ def test_a_net_of_other_names_without_network_json(tmp_path):
 
 
 @pytest.mark.parametrize("layers", [
-    lambda: [Layers.unflat("u", 48, 48, 1), Layers.conv("a", 4, 3, 1), Layers.maxpool("p", 4), Layers.conv("b", 5, 3, 1),
-             Layers.conv("c", 6, 3, 1), Layers.flat(), Layers.fc("fc", 2)],
+    lambda: [Layers.unflat("u", 48, 48, 1), Layers.conv("a", 4, 3, 1), Layers.maxpool("p", 4),
+             Layers.conv("b", 5, 3, 1), Layers.conv("c", 6, 3, 1), Layers.flat(), Layers.fc("fc", 2)],
     lambda: [Layers.unflat("u", 48, 48, 1), Layers.maxpool("p", 2), Layers.conv("a", 4, 3, 1), Layers.maxpool("p", 2),
              Layers.conv("b", 5, 3, 1), Layers.flat(), Layers.fc("fc", 2)],
     lambda: [Layers.unflat("u", 48, 48, 1), Layers.conv("a", 4, 3, 1), Layers.maxpool("p", 2), Layers.maxpool("p", 2),

@@ -115,8 +115,8 @@ def test_the_table_fits_a_terminal(norm):
 def test_values_by_hand():
     options = {"dx": {"steps": 9, "weight": None}, "pgd": {"steps": 5, "radius": 2.0}}
     lines = Robustness.sheet_of_values(DISTANCES, "linf", (4,), "few", options).splitlines()
-    assert lines[0] == ("checkpoint,attack,norm,radius_grey_levels,radius_unit_interval,faces,correct,accuracy,database,"
-                        "options")
+    assert lines[0] == ("checkpoint,attack,norm,radius_grey_levels,radius_unit_interval,faces,correct,accuracy,"
+                        "database,options")
     assert lines[1:4] == ["a,dx,linf,0,0,4,3,0.75,few,steps=9", "a,dx,linf,4,0.0156863,4,2,0.5,few,steps=9",
                           "a,pgd,linf,0,0,4,3,0.75,few,steps=5 radius=2.0"]
     assert lines[5:] == ['a,robust,linf,0,0,4,3,0.75,few,"least of dx, pgd"',
